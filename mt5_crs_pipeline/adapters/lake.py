@@ -1,0 +1,95 @@
+"""The lake: one sorted, checksummed Parquet file per stage and month, replaced whole or not at all."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mt5_crs_pipeline.adapters.files import commit_bytes, remove
+from mt5_crs_pipeline.core.errors import DamagedFileError
+
+EXTRACT = "extract"
+MARKET_DATA = "market_data"
+TECHNICAL_FEATURES = "technical_features"
+
+
+class Lake:
+    """Stages of one timeframe below `folder`: `<stage>/<month>.parquet`; a month without rows has no file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def stage_folder(self, stage: str) -> Path:
+        """Return where the month files of `stage` lie."""
+        return self.folder / stage
+
+    @property
+    def training_set(self) -> Path:
+        """Return the path of the one training set, which spans all months."""
+        return self.folder / "training_set.parquet"
+
+    def file(self, stage: str, month: str) -> Path:
+        """Return the path of one month of `stage`."""
+        return self.stage_folder(stage) / f"{month}.parquet"
+
+    def months(self, stage: str) -> list[str]:
+        """Return the months of `stage` that have rows, sorted."""
+        return sorted(path.stem for path in self.stage_folder(stage).glob("[0-9]*.parquet"))
+
+    def write(self, stage: str, month: str, table: pa.Table) -> bool:
+        """Make `table` the content of a month; True when the file changed. Equal content leaves the file alone."""
+        path = self.file(stage, month)
+        if not table.num_rows:
+            return remove(path)
+        return commit_bytes(path, parquet_bytes(table))
+
+    def read(
+        self, stage: str, months: Iterable[str], schema: pa.Schema, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return the rows of `months` in file order; months without a file count as empty.
+
+        Raises DamagedFileError when a file's checksums or columns are wrong.
+        """
+        wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+        paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
+        tables = [read_parquet(path, wanted.names).cast(wanted) for path in paths]
+        return pa.concat_tables([wanted.empty_table(), *tables])
+
+    def read_with_history(self, stage: str, months: Sequence[str], rows_before: int, schema: pa.Schema) -> pd.DataFrame:
+        """Return the rows of `months` and, of earlier months, whole files until every symbol has `rows_before` rows."""
+        wanted: pd.DataFrame = self.read(stage, months, schema).to_pandas()
+        missing = dict.fromkeys(wanted["symbol"].unique(), rows_before)
+        frames = [wanted]
+        for month in reversed([month for month in self.months(stage) if month < min(months)]):
+            if not missing:
+                break
+            earlier = self.read(stage, [month], schema).to_pandas()
+            frames.append(earlier)
+            for symbol, rows in earlier["symbol"].value_counts().items():
+                if symbol in missing:
+                    missing[symbol] -= rows
+            missing = {symbol: rows for symbol, rows in missing.items() if rows > 0}
+        together: pd.DataFrame = pd.concat(frames[::-1], ignore_index=True)
+        return together
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return `table` as Parquet: zstd, microseconds, page checksums; equal tables give equal bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(table.combine_chunks(), buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return `columns` (default: all) of a file this package wrote, its page checksums verified."""
+    try:
+        return pq.read_table(
+            path, columns=None if columns is None else list(columns), page_checksum_verification=True, partitioning=None
+        )
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise DamagedFileError(f"{path} is damaged ({error}): delete it and materialize its month again") from error

@@ -1,0 +1,127 @@
+"""The evaluation as one self-contained HTML page: the verdict in words first, then the numbers behind it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.core.evaluation import Evaluation
+
+TEMPLATE = "report.html.jinja"
+
+
+def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict_promoted: bool) -> bytes:
+    """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
+
+    `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
+    `verdict_promoted` says whether this model became the champion.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(share=_share, loss=_loss, count=_count, moment=_moment)
+    page = environment.get_template(TEMPLATE).render(
+        evaluation=evaluation,
+        promoted=verdict_promoted,
+        pictures=_pictures(evaluation),
+        groups=[
+            ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
+            ("By year", "Year (UTC)", evaluation.by_year.to_dict(orient="records")),
+        ],
+        model=_model_lines(model_metadata),
+        features=[str(name) for name in _items(model_metadata.get("features"))],
+        params=_pairs(model_metadata.get("params")),
+    )
+    return page.encode("utf-8")
+
+
+def _pictures(evaluation: Evaluation) -> list[dict[str, str]]:
+    """Return the four pictures: heading, data URI, and the finding that stands for it where it is not seen."""
+    drawn = [
+        ("Accuracy by year", pictures.accuracy_by_year, pictures.year_finding),
+        ("Reliability of the probabilities", pictures.reliability, pictures.reliability_finding),
+        ("Feature importance", pictures.feature_importance, pictures.importance_finding),
+        ("Confusion", pictures.confusion, pictures.confusion_finding),
+    ]
+    return [
+        {"heading": heading, "uri": pictures.data_uri(draw(evaluation)), "alt": f"{heading}: {finding(evaluation)}."}
+        for heading, draw, finding in drawn
+    ]
+
+
+def _model_lines(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what the model is, as (name, text) lines; a line without a value is left out."""
+    window = metadata.get("data_window")
+    ends = [_moment(window[end]) for end in ("start", "end") if window.get(end)] if isinstance(window, Mapping) else []
+    features, lookback = _items(metadata.get("features")), metadata.get("lookback")
+    lines = [
+        ("Version", metadata.get("model_version")),
+        ("Type", metadata.get("model_type")),
+        ("Symbols", ", ".join(str(name) for name in _items(metadata.get("symbols")))),
+        ("Data window", " to ".join(ends)),
+        ("Rows", ", ".join(f"{name} {value}" for name, value in _pairs(metadata.get("row_counts")))),
+        ("Features", str(len(features)) if features else ""),
+        ("Lookback", f"{lookback} bars" if lookback else ""),
+        ("Label", _sentence(metadata.get("label"))),
+        ("Trained", _moment(metadata.get("train_date") or "")),
+        ("Data fingerprint", metadata.get("data_fingerprint")),
+        ("Model file", metadata.get("model_file")),
+    ]
+    return [(name, str(text)) for name, text in lines if text]
+
+
+def _items(value: object) -> list[object]:
+    """Return a list as it is, one value as a list of one, and nothing as an empty list."""
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _pairs(value: object) -> list[tuple[str, str]]:
+    """Return a mapping as lines of text, sorted by name; anything else has none."""
+    if not isinstance(value, Mapping):
+        return []
+    return sorted((str(name), _count(item) if isinstance(item, int) else str(item)) for name, item in value.items())
+
+
+def _sentence(value: object) -> str:
+    """Return a label definition in one line, be it a text or named parts."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {item}" for name, item in value.items())
+    return "" if value is None else str(value)
+
+
+def _share(value: float) -> str:
+    """Write a share with three decimals."""
+    return f"{value:.3f}" if math.isfinite(value) else "not defined"
+
+
+def _loss(value: float) -> str:
+    """Write a log-loss with four decimals: models differ in the third and fourth."""
+    return f"{value:.4f}" if math.isfinite(value) else "not defined"
+
+
+def _count(value: int) -> str:
+    """Write a count with thousands separated; True and False as words."""
+    return f"{value:,}" if not isinstance(value, bool) else str(value)
+
+
+def _moment(value: object) -> str:
+    """Write a moment to the minute in UTC; a text that is no moment stays as it is."""
+    if isinstance(value, str):
+        try:
+            value = pd.Timestamp(value)
+        except ValueError:
+            return str(value)
+    if not isinstance(value, pd.Timestamp):
+        return "" if value is None or value is pd.NaT else str(value)
+    utc = value.tz_convert("UTC") if value.tzinfo else value.tz_localize("UTC")
+    return f"{utc:%Y-%m-%d %H:%M} UTC"

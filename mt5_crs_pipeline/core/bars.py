@@ -1,0 +1,150 @@
+"""What a bar is: its columns, key, close time and value rules.
+
+A bar is stamped by its open, in UTC, and known at its close. Rows are identified by
+(symbol, timeframe, time); several rows with the same key are revisions told apart by `known_at`.
+"""
+
+import re
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from mt5_crs_pipeline.core.errors import ConfigurationError
+
+KEY_COLUMNS: Final = ("symbol", "timeframe", "time")
+PRICE_COLUMNS: Final = ("open", "high", "low", "close")
+REQUIRED_COLUMNS: Final = (*PRICE_COLUMNS, "volume")
+OPTIONAL_COLUMNS: Final = ("adjusted_close", "real_volume", "spread")
+VALUE_COLUMNS: Final = (*PRICE_COLUMNS, "adjusted_close", "volume", "real_volume", "spread")
+BAR_COLUMNS: Final = (*KEY_COLUMNS, *VALUE_COLUMNS)
+
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+BAR_SCHEMA: Final = pa.schema(
+    [
+        pa.field("symbol", pa.string(), nullable=False),
+        pa.field("timeframe", pa.string(), nullable=False),
+        pa.field("time", TIMESTAMP, nullable=False),
+        *(pa.field(name, pa.float64()) for name in VALUE_COLUMNS),
+        pa.field("known_at", TIMESTAMP, nullable=False),
+    ]
+)
+# Bars as the lake exports them: what was valid, and when each bar closed.
+CLOSED_BAR_SCHEMA: Final = BAR_SCHEMA.append(pa.field("event_timestamp", TIMESTAMP, nullable=False))
+
+# Minutes per MetaTrader 5 timeframe; MN1 is a calendar month and handled apart.
+TIMEFRAME_MINUTES: Final = {
+    **{f"M{n}": n for n in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)},
+    **{f"H{n}": 60 * n for n in (1, 2, 3, 4, 6, 8, 12)},
+    "D1": 1440,
+    "W1": 10080,
+}
+TIMEFRAMES: Final = (*TIMEFRAME_MINUTES, "MN1")
+
+# A double counts integers exactly below this; a larger volume would be rounded silently.
+VOLUME_LIMIT: Final = float(2**53)
+
+_SYMBOL: Final = re.compile(r"[A-Za-z0-9#][A-Za-z0-9._#-]{0,31}")
+
+
+def is_valid_symbol(symbol: object) -> bool:
+    """True for 1 to 32 characters A-Z a-z 0-9 . _ # - that do not begin with punctuation other than #."""
+    return isinstance(symbol, str) and _SYMBOL.fullmatch(symbol) is not None
+
+
+def check_symbol(symbol: str) -> str:
+    """Return `symbol`, or raise ConfigurationError naming it."""
+    if not is_valid_symbol(symbol):
+        raise ConfigurationError(
+            f"symbol {symbol!r} is not allowed: use 1 to 32 of A-Z a-z 0-9 . _ # -, for example EURUSD or US30.cash"
+        )
+    return symbol
+
+
+def check_timeframe(timeframe: str) -> str:
+    """Return `timeframe`, or raise ConfigurationError naming the choices."""
+    if timeframe not in TIMEFRAMES:
+        raise ConfigurationError(f"timeframe {timeframe!r} is unknown: choose one of {', '.join(TIMEFRAMES)}")
+    return timeframe
+
+
+def close_time(time: pd.Series, timeframe: str) -> pd.Series:
+    """Return when each bar opened at `time` (datetime64, UTC) closes; NaT stays NaT."""
+    check_timeframe(timeframe)
+    if timeframe == "MN1":
+        return time + pd.DateOffset(months=1)
+    return time + pd.Timedelta(minutes=TIMEFRAME_MINUTES[timeframe])
+
+
+def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime) -> pd.Series:
+    """Say for each row why it is no valid closed bar, or None where it is one.
+
+    `bars` has BAR_COLUMNS of one timeframe, `now` is aware. The first rule that fails gives the reason.
+    Of rows that repeat a key with equal values the first is valid; rows that repeat a key with different values
+    contradict each other, so all of them are rejected.
+    """
+    prices = bars[list(PRICE_COLUMNS)].to_numpy(dtype=float)
+    open_, high, low, close = prices.T
+    volume = bars["volume"].to_numpy(dtype=float)
+    closes = close_time(bars["time"], timeframe)
+    instant = pd.Timestamp(now)
+    key = list(KEY_COLUMNS)
+    repeats_row = bars.duplicated([*key, *VALUE_COLUMNS])
+    repeats_key = bars[~repeats_row].duplicated(key, keep=False).reindex(bars.index, fill_value=False)
+    unusual = [bars[name].to_numpy(dtype=float) for name in OPTIONAL_COLUMNS]
+    # NaN passes every comparison below as False, so finiteness comes first.
+    rules: list[tuple[str, Any]] = [
+        ("invalid_symbol", ~bars["symbol"].map(is_valid_symbol).to_numpy(dtype=bool)),
+        ("wrong_timeframe", (bars["timeframe"] != timeframe).to_numpy()),
+        ("missing_time", bars["time"].isna().to_numpy()),
+        ("price_not_finite", ~np.isfinite(prices).all(axis=1)),
+        ("price_not_positive", (prices <= 0).any(axis=1)),
+        ("high_below_low", high < low),
+        ("open_outside_range", (open_ > high) | (open_ < low)),
+        ("close_outside_range", (close > high) | (close < low)),
+        ("volume_not_finite", ~np.isfinite(volume)),
+        ("volume_negative", volume < 0),
+        ("volume_not_exact", volume >= VOLUME_LIMIT),
+        ("optional_value_invalid", np.any([~np.isnan(x) & (~np.isfinite(x) | (x < 0)) for x in unusual], axis=0)),
+        ("adjusted_close_not_positive", unusual[0] <= 0),
+        ("from_the_future", (bars["time"] > instant).to_numpy()),
+        ("not_closed_yet", (closes > instant).to_numpy()),
+        ("duplicate", repeats_row.to_numpy()),
+        ("contradicting_duplicate", repeats_key.to_numpy()),
+    ]
+    reasons = np.full(len(bars), None, dtype=object)
+    for reason, broken in reversed(rules):
+        reasons[broken] = reason
+    return pd.Series(reasons, index=bars.index, name="reason", dtype=object)
+
+
+def adjusted(bars: pd.DataFrame) -> pd.DataFrame:
+    """Return bars whose prices are scaled by adjusted_close / close, row by row, so that splits make no jump.
+
+    Rows without an adjusted close keep their prices. The input is untouched.
+    """
+    if "adjusted_close" not in bars:
+        return bars
+    factor = (bars["adjusted_close"] / bars["close"]).fillna(1.0)
+    return bars.assign(**{name: bars[name] * factor for name in PRICE_COLUMNS})
+
+
+def month_of(time: pd.Series) -> pd.Series:
+    """Return the month each UTC time lies in, as '2024-05': the partition key of the lake."""
+    months: pd.Series = time.dt.strftime("%Y-%m")
+    return months
+
+
+def known_after(bars: pd.DataFrame, lookback: int) -> pd.Series:
+    """Return when the last of the `lookback` bars that end at each row became known: the max of their `known_at`.
+
+    `bars` is sorted by symbol and time; a correction makes everything computed from it known later, not earlier.
+    """
+    microseconds = bars["known_at"].dt.as_unit("us").astype("int64")
+    newest = microseconds.groupby(bars["symbol"], sort=False).rolling(lookback, min_periods=1).max()
+    # Rolling works in doubles, which hold microseconds exactly until the year 2255.
+    exact = newest.reset_index(level=0, drop=True).reindex(bars.index).astype("int64")
+    known: pd.Series = pd.to_datetime(exact, unit="us", utc=True).dt.as_unit("us")
+    return known

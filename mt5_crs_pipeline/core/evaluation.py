@@ -1,0 +1,318 @@
+"""What out-of-sample predictions are worth: metrics with intervals, and whether an edge was shown."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mt5_crs_pipeline.core.errors import InputError
+
+Z_95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution."""
+
+PROBABILITY_FLOOR = 1e-15
+"""Log-loss keeps probabilities this far from 0 and 1, so one sure and wrong row costs 34.5 and not infinity."""
+
+RELIABILITY_BINS = 10
+PREDICTION_COLUMNS = ("symbol", "event_timestamp", "target", "probability")
+DIRECTIONS = ("DOWN", "UP")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimated share with the lower and upper end of its 95 % interval."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The verdict on out-of-sample predictions; compare two of them by `to_dict()`.
+
+    `by_symbol` and `by_year`: group (str), rows, accuracy, lower, upper, base_rate, log_loss; the year is that of
+    the bar's close in UTC. `reliability`: bin_lower, bin_upper, rows, mean_probability, share_up, lower, upper.
+    `confusion`: counts, actual DOWN/UP down the index, predicted DOWN/UP along the columns.
+    `base_log_loss` is that of always answering the share of ups; `auc` is NaN when only one class occurs.
+    """
+
+    rows: int
+    symbols: int
+    first_event_timestamp: pd.Timestamp
+    last_event_timestamp: pd.Timestamp
+    accuracy: Interval
+    base_rate: float
+    log_loss: float
+    base_log_loss: float
+    auc: float
+    by_symbol: pd.DataFrame
+    by_year: pd.DataFrame
+    reliability: pd.DataFrame
+    confusion: pd.DataFrame
+    importance: "pd.Series[float]"
+
+    @property
+    def edge_shown(self) -> bool:
+        """True when the whole accuracy interval lies above the base rate; NaN and infinity never pass."""
+        finite = math.isfinite(self.accuracy.lower) and math.isfinite(self.base_rate)
+        return finite and self.accuracy.lower > self.base_rate
+
+    @property
+    def verdict(self) -> str:
+        """Say in plain words whether an edge was shown, with the numbers that decide it."""
+        accuracy = self.accuracy
+        digits = _telling_digits(self.base_rate, accuracy.lower, accuracy.estimate)
+        evidence = (
+            f"accuracy {accuracy.estimate:.{digits}f} (95 % interval {accuracy.lower:.{digits}f} to "
+            f"{accuracy.upper:.{digits}f}, {self.rows:,} out-of-sample {'row' if self.rows == 1 else 'rows'})"
+        )
+        rival = f"the base rate {self.base_rate:.{digits}f} that always guessing the majority reaches"
+        if self.edge_shown:
+            return f"An edge was shown: {evidence} clears {rival}, and so does its whole interval."
+        if accuracy.estimate > self.base_rate:
+            return f"No edge was shown: {evidence} is above {rival}, but its whole interval is not."
+        return f"No edge was shown: {evidence} does not clear {rival}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation as JSON values: plain floats, ISO timestamps ending in Z, None for NaN."""
+        return {
+            "rows": self.rows,
+            "symbols": self.symbols,
+            "first_event_timestamp": _iso(self.first_event_timestamp),
+            "last_event_timestamp": _iso(self.last_event_timestamp),
+            "accuracy": {name: _json_number(value) for name, value in vars(self.accuracy).items()},
+            "base_rate": _json_number(self.base_rate),
+            "log_loss": _json_number(self.log_loss),
+            "base_log_loss": _json_number(self.base_log_loss),
+            "auc": _json_number(self.auc),
+            "edge_shown": self.edge_shown,
+            "verdict": self.verdict,
+            "by_symbol": _records(self.by_symbol),
+            "by_year": _records(self.by_year),
+            "reliability": _records(self.reliability),
+            "confusion": {
+                actual: {predicted: int(count) for predicted, count in zip(DIRECTIONS, counts, strict=True)}
+                for actual, counts in zip(DIRECTIONS, self.confusion.to_numpy(), strict=True)
+            },
+            "importance": {str(name): _json_number(value) for name, value in self.importance.items()},
+        }
+
+
+def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Evaluation:
+    """Evaluate out-of-sample predictions; the order of the rows does not matter.
+
+    `predictions`: symbol (str), event_timestamp (bar close, UTC), target (0 or 1), probability (of class 1, UP).
+    A prediction is UP when probability >= 0.5. `importance`: one number per feature, kept sorted descending, NaN last.
+    Raises InputError naming the column and the first offending row, counted from 0.
+    """
+    rows = _validated(predictions)
+    target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
+    ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
+    return Evaluation(
+        rows=len(rows),
+        symbols=int(rows["symbol"].nunique()),
+        first_event_timestamp=rows["event_timestamp"].iloc[0],
+        last_event_timestamp=rows["event_timestamp"].iloc[-1],
+        accuracy=_accuracy(rows),
+        base_rate=base_rate(target),
+        log_loss=log_loss(target, probability),
+        base_log_loss=log_loss(target, np.full(len(target), target.mean())),
+        auc=auc(target, probability),
+        by_symbol=_by_group(rows, rows["symbol"]),
+        by_year=_by_group(rows, rows["event_timestamp"].dt.year.astype(str)),
+        reliability=_reliability(target, probability),
+        confusion=_confusion(target, probability),
+        importance=pd.Series(
+            [value for _, value in ranked], index=[name for name, _ in ranked], name="importance", dtype="float64"
+        ),
+    )
+
+
+def accuracy_interval(correct: Array, clusters: Array) -> Interval:
+    """Return the share of `correct` with a 95 % interval that lets rows of one cluster move together.
+
+    On each side the wider of the normal interval with cluster-robust variance
+    G/(G-1) * sum_g(sum_{i in g}(y_i - mean))^2 / n^2 (Cameron & Miller 2015, A Practitioner's Guide to
+    Cluster-Robust Inference) and Wilson's score interval on rows (Wilson 1927); within [0, 1]. One cluster alone
+    says nothing about the spread: [0, 1]. Too optimistic with fewer than about 40 clusters, and when neighbouring
+    clusters depend on each other. NaN in `correct` gives NaN. Raises InputError without rows or on unequal lengths.
+    """
+    if len(correct) == 0 or len(correct) != len(clusters):
+        raise InputError(
+            f"an interval needs rows and their clusters: got {len(correct)} rows, {len(clusters)} clusters"
+        )
+    values = np.asarray(correct, dtype=np.float64)
+    estimate = float(values.mean())
+    if not math.isfinite(estimate):
+        return Interval(math.nan, math.nan, math.nan)
+    labels, membership = np.unique(clusters, return_inverse=True)
+    count = len(labels)
+    if count == 1:
+        return Interval(estimate, 0.0, 1.0)
+    residuals = np.bincount(membership, weights=values - estimate, minlength=count)
+    variance = count / (count - 1) * float(residuals @ residuals) / len(values) ** 2
+    half_width = Z_95 * math.sqrt(variance)
+    by_rows = wilson_interval(float(values.sum()), len(values))
+    lower, upper = min(estimate - half_width, by_rows.lower), max(estimate + half_width, by_rows.upper)
+    return Interval(estimate, max(lower, 0.0), min(upper, 1.0))
+
+
+def wilson_interval(successes: float, rows: int) -> Interval:
+    """Return the share of successes among independent rows with Wilson's 95 % score interval (Wilson 1927)."""
+    share = successes / rows
+    weight = 1 + Z_95**2 / rows
+    centre = (share + Z_95**2 / (2 * rows)) / weight
+    half_width = Z_95 / weight * math.sqrt(share * (1 - share) / rows + (Z_95 / (2 * rows)) ** 2)
+    # Rounding may put an end a last bit beyond the share it must contain.
+    return Interval(share, max(0.0, min(centre - half_width, share)), min(1.0, max(centre + half_width, share)))
+
+
+def base_rate(target: Array) -> float:
+    """Return the share of the more frequent class: what always guessing the majority reaches."""
+    share_up = float(np.mean(target))
+    return max(share_up, 1.0 - share_up)
+
+
+def log_loss(target: Array, probability: Array) -> float:
+    """Return the mean negative log-likelihood in nats; probabilities are kept PROBABILITY_FLOOR off 0 and 1."""
+    kept = np.clip(np.asarray(probability, dtype=np.float64), PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)
+    return float(-np.mean(np.where(np.asarray(target) == 1, np.log(kept), np.log1p(-kept))))
+
+
+def auc(target: Array, probability: Array) -> float:
+    """Return the chance that a random UP row scores above a random DOWN row, a tie counting one half.
+
+    The Mann-Whitney rank form with average ranks; NaN when only one class occurs.
+    """
+    up = np.asarray(target) == 1
+    ups, downs = int(up.sum()), int((~up).sum())
+    if ups == 0 or downs == 0:
+        return math.nan
+    _, membership, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    last_rank = np.cumsum(counts)
+    average_rank = last_rank - (counts - 1) / 2
+    return float((average_rank[membership][up].sum() - ups * (ups + 1) / 2) / (ups * downs))
+
+
+def _accuracy(rows: pd.DataFrame) -> Interval:
+    """Return the accuracy of validated rows; bars that close together are one cluster."""
+    correct = (rows["probability"].to_numpy() >= 0.5) == (rows["target"].to_numpy() == 1)
+    return accuracy_interval(correct, rows["event_timestamp"].dt.tz_localize(None).to_numpy())
+
+
+def _by_group(rows: pd.DataFrame, group: "pd.Series[str]") -> pd.DataFrame:
+    """Return one line of metrics for each value of `group`, sorted by it."""
+    lines = []
+    for name, part in rows.groupby(group, sort=True):
+        accuracy, target = _accuracy(part), part["target"].to_numpy()
+        lines.append(
+            {
+                "group": str(name),
+                "rows": len(part),
+                "accuracy": accuracy.estimate,
+                "lower": accuracy.lower,
+                "upper": accuracy.upper,
+                "base_rate": base_rate(target),
+                "log_loss": log_loss(target, part["probability"].to_numpy()),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _reliability(target: Array, probability: Array) -> pd.DataFrame:
+    """Return the share of ups in each occupied probability bin [lower, upper); the last bin holds 1.0 too."""
+    edges = np.arange(RELIABILITY_BINS + 1) / RELIABILITY_BINS
+    bins = np.minimum(np.searchsorted(edges, probability, side="right") - 1, RELIABILITY_BINS - 1)
+    lines = []
+    for number in np.unique(bins):
+        inside = bins == number
+        share = wilson_interval(float(target[inside].sum()), int(inside.sum()))
+        lines.append(
+            {
+                "bin_lower": float(edges[number]),
+                "bin_upper": float(edges[number + 1]),
+                "rows": int(inside.sum()),
+                "mean_probability": float(probability[inside].mean()),
+                "share_up": share.estimate,
+                "lower": share.lower,
+                "upper": share.upper,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def _confusion(target: Array, probability: Array) -> pd.DataFrame:
+    """Count actual against predicted directions."""
+    cells = 2 * (target == 1).astype(np.int64) + (probability >= 0.5)
+    return pd.DataFrame(
+        np.bincount(cells, minlength=4).reshape(2, 2),
+        index=pd.Index(DIRECTIONS, name="actual"),
+        columns=pd.Index(DIRECTIONS, name="predicted"),
+    )
+
+
+def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the four columns as plain types in one fixed order of rows, or raise InputError."""
+    missing = [name for name in PREDICTION_COLUMNS if name not in predictions.columns]
+    if missing:
+        raise InputError(f"predictions lack the column {', '.join(missing)}; needed: {', '.join(PREDICTION_COLUMNS)}")
+    if predictions.empty:
+        raise InputError("predictions hold no rows: there is nothing to evaluate")
+    if not isinstance(predictions["event_timestamp"].dtype, pd.DatetimeTZDtype):
+        found = predictions["event_timestamp"].dtype
+        raise InputError(f"column event_timestamp must be a time with a zone, as datetime64[us, UTC]; it is {found}")
+    numbers = {name: pd.to_numeric(predictions[name], errors="coerce") for name in ("target", "probability")}
+    requirements = {
+        "symbol": (predictions["symbol"].notna(), "a symbol"),
+        "event_timestamp": (predictions["event_timestamp"].notna(), "a time"),
+        "target": (numbers["target"].isin([0.0, 1.0]), "0 or 1"),
+        "probability": (numbers["probability"].between(0.0, 1.0), "a number from 0 to 1"),
+    }
+    for name, (holds, wanted) in requirements.items():
+        offending = np.flatnonzero(~holds.to_numpy(dtype=bool, na_value=False))
+        if len(offending):
+            row = int(offending[0])
+            value = predictions[name].iloc[row]
+            raise InputError(f"column {name}, row {row} (counted from 0): {value!r} is not {wanted}")
+    plain = pd.DataFrame(
+        {
+            "symbol": predictions["symbol"].astype(str).to_numpy(dtype=object),
+            "event_timestamp": predictions["event_timestamp"].dt.tz_convert("UTC").array,
+            "target": numbers["target"].to_numpy(dtype=np.float64),
+            "probability": numbers["probability"].to_numpy(dtype=np.float64),
+        }
+    )
+    return plain.sort_values(["event_timestamp", "symbol", "probability", "target"], ignore_index=True)
+
+
+def _telling_digits(base: float, *others: float) -> int:
+    """Return the fewest decimals, from 3 to 6, that show as different what is different from `base`."""
+    for digits in range(3, 6):
+        if all(other == base or f"{other:.{digits}f}" != f"{base:.{digits}f}" for other in others):
+            return digits
+    return 6
+
+
+def _iso(moment: pd.Timestamp) -> str:
+    """Return a UTC moment in ISO 8601 ending in Z."""
+    return moment.tz_convert("UTC").isoformat().replace("+00:00", "Z")
+
+
+def _json_number(value: float) -> float | None:
+    """Return a plain float, or None for what JSON cannot hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a frame as dictionaries of JSON values."""
+    return [
+        {str(name): _json_number(value) if isinstance(value, float) else value for name, value in record.items()}
+        for record in frame.to_dict(orient="records")
+    ]

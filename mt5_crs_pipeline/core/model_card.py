@@ -1,0 +1,56 @@
+"""The metadata that travels with a model."""
+
+from datetime import datetime
+from typing import Any, Final
+
+import pandas as pd
+
+from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_DEFINITION, TARGET
+from mt5_crs_pipeline.core.model import MODEL_TYPE, TrainingConfig
+
+MODEL_FILE: Final = "model.ubj"
+
+
+def model_card(
+    *,
+    rows: pd.DataFrame,
+    version: str,
+    timeframe: str,
+    config: FeatureConfig,
+    training: TrainingConfig,
+    importance: dict[str, float],
+    metrics: dict[str, Any],
+    data_fingerprint: str,
+    train_date: datetime,
+    code_commit: str,
+    library_versions: dict[str, str],
+) -> dict[str, Any]:
+    """Return the JSON-serialisable metadata of a model trained on `rows` (a training set)."""
+    ups = int(rows[TARGET].sum())
+    per_symbol = rows["symbol"].value_counts().sort_index()
+    return {
+        "model_type": MODEL_TYPE,
+        "model_version": version,
+        "symbols": [str(symbol) for symbol in per_symbol.index],
+        "timeframe": timeframe,
+        "lookback": config.lookback,
+        "features": get_feature_names(config),
+        "train_date": train_date.isoformat(),
+        "params": training.to_dict(),
+        "metrics": metrics,
+        "model_file": MODEL_FILE,
+        "feature_config": {"features": get_feature_names(config)},
+        "feature_set_hash": config.feature_set_hash,
+        "data_window": {
+            "start": rows[EVENT_TIMESTAMP].min().isoformat(),
+            "end": rows[EVENT_TIMESTAMP].max().isoformat(),
+        },
+        "row_counts": {"total": len(rows), **{str(symbol): int(n) for symbol, n in per_symbol.items()}},
+        "data_fingerprint": data_fingerprint,
+        "code_commit": code_commit,
+        "library_versions": library_versions,
+        "label": LABEL_DEFINITION,
+        "class_balance": {"UP": ups, "DOWN": len(rows) - ups},
+        "importance": importance,
+    }

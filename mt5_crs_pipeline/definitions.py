@@ -1,0 +1,35 @@
+"""The Dagster code location: everything there is, by name."""
+
+import dagster as dg
+
+from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
+from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.model import champion_model, model_evaluation, training_set, xgboost_model
+from mt5_crs_pipeline.defs.automation import (
+    daily_retrain,
+    daily_retrain_schedule,
+    market_data_backfill,
+    market_data_revision_sensor,
+)
+from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.settings import load_settings
+
+defs = dg.Definitions(
+    assets=[
+        market_data,
+        market_data_parquet,
+        feast_registry,
+        technical_features,
+        feast_online_store,
+        training_set,
+        xgboost_model,
+        model_evaluation,
+        champion_model,
+    ],
+    jobs=[daily_retrain, market_data_backfill],
+    schedules=[daily_retrain_schedule],
+    sensors=[market_data_revision_sensor],
+    resources={"stores": Stores(load_settings())},
+    # One step after the other in one process: imports are paid once, and a small machine is enough.
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,77 @@
+"""Features: registered, computed, served."""
+
+import dagster as dg
+
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, month_of
+from mt5_crs_pipeline.core.feature_rows import (
+    IS_COMPLETE,
+    PIPELINE_FEATURES,
+    feature_rows,
+    feature_schema,
+)
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
+from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, check_features
+from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
+from mt5_crs_pipeline.defs.partitions import monthly_asset
+from mt5_crs_pipeline.defs.resources import Stores
+
+
+@dg.asset(group_name="features", kinds={"feast", "postgres"}, owners=["team:ml-platform"], deps=[market_data_parquet])
+def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Feast's registry, made equal to the definitions that the feature module generates."""
+    with stores.feast() as feast:
+        counts = feast.apply()
+    return dg.MaterializeResult(metadata={**counts, "feature set": PIPELINE_FEATURES.feature_set_hash})
+
+
+@monthly_asset(
+    group_name="features",
+    kinds={"numpy", "parquet"},
+    owners=["team:ml-platform"],
+    deps=[market_data_parquet, feast_registry],
+    check_specs=[FEATURES_CHECK],
+    metadata=column_schema(feature_schema()),
+)
+def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Features of every bar of the months, computed with exactly the history they declare to need."""
+    months = context.partition_keys
+    bars = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    rows = feature_rows(bars, stores.timeframe)
+    rows = rows[month_of(rows["time"]).isin(months)]
+    changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
+    return dg.MaterializeResult(
+        metadata=row_metadata(
+            len(rows),
+            rows[EVENT_TIMESTAMP],
+            files_changed=changed,
+            features=len(PIPELINE_FEATURES.features),
+            lookback_bars=PIPELINE_FEATURES.lookback,
+            warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
+        ),
+        check_results=[check_features(stores.lake, months)],
+    )
+
+
+@monthly_asset(
+    group_name="features",
+    kinds={"feast", "postgres"},
+    owners=["team:ml-platform"],
+    deps=[technical_features],
+)
+def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Newest feature row of every symbol that has bars from these months on, in Feast's online store."""
+    first = min(context.partition_keys)
+    months = [month for month in stores.lake.months(TECHNICAL_FEATURES) if month >= first]
+    columns = ["symbol", EVENT_TIMESTAMP]
+    affected = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
+    times = affected[EVENT_TIMESTAMP]
+    if len(affected):
+        with stores.feast() as feast:
+            # The window ends at the newest row of all, so that an older month never replaces a newer value.
+            feast.materialize(times.min().to_pydatetime(), times.max().to_pydatetime())
+    newest = affected.groupby("symbol")[EVENT_TIMESTAMP].max()
+    return dg.MaterializeResult(
+        metadata=row_metadata(len(newest), newest, newest={symbol: time.isoformat() for symbol, time in newest.items()})
+    )

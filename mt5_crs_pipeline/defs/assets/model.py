@@ -1,0 +1,167 @@
+"""The model: training rows, training, evaluation out of sample, promotion on evidence."""
+
+import hashlib
+from datetime import UTC, datetime
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, parquet_bytes, read_parquet
+from mt5_crs_pipeline.adapters.model_store import Bundle
+from mt5_crs_pipeline.adapters.report import render_report
+from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
+from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, training_schema
+from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
+from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance, model_version, out_of_sample_predictions
+from mt5_crs_pipeline.core.model_card import model_card
+from mt5_crs_pipeline.defs.assets.features import feast_online_store
+from mt5_crs_pipeline.defs.checks import TRAINING_CHECK, check_training_rows
+from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
+from mt5_crs_pipeline.defs.resources import Stores
+
+TRAINING = TrainingConfig()
+
+
+@dg.asset(
+    group_name="model",
+    kinds={"feast", "parquet"},
+    owners=["team:research"],
+    deps=[feast_online_store],
+    check_specs=[TRAINING_CHECK],
+    metadata=column_schema(training_schema()),
+)
+def training_set(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Every closed label joined by Feast with the features at its bar's close; rows in warm-up are left out."""
+    bars = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+    labels = labelled_bars(adjusted(bars), stores.timeframe)
+    with stores.feast() as feast:
+        rows = feast.training_rows(labels)
+    complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
+    if complete.empty:
+        longest = bars["symbol"].value_counts().max() if len(bars) else 0
+        raise InputError(
+            f"no training rows: a row needs {PIPELINE_FEATURES.lookback} bars and the one after, the longest history"
+            f" has {longest} bars; ingest more"
+        )
+    complete = complete.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)
+    table = pa.Table.from_pandas(complete, schema=training_schema(), preserve_index=False)
+    commit_bytes(stores.lake.training_set, parquet_bytes(table.replace_schema_metadata()))
+    return dg.MaterializeResult(
+        metadata=row_metadata(
+            len(complete),
+            complete[EVENT_TIMESTAMP],
+            as_of=datetime.now(UTC).isoformat(),
+            data_fingerprint=sha256(stores.lake.training_set),
+            rows_left_out_in_warm_up=len(rows) - len(complete),
+        ),
+        check_results=[check_training_rows(stores.lake)],
+    )
+
+
+@dg.asset(group_name="model", kinds={"xgboost"}, owners=["team:research"], deps=[training_set])
+def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """A model of all training rows, with the out-of-sample predictions of its walk-forward siblings, as one bundle."""
+    rows = _training_rows(stores)
+    version = current_version(stores)
+    features = get_feature_names(PIPELINE_FEATURES)
+    if not stores.models.has(version):
+        predictions = out_of_sample_predictions(rows, features, TRAINING)
+        booster = fit(rows, features, TRAINING)
+        card = model_card(
+            rows=rows,
+            version=version,
+            timeframe=stores.timeframe,
+            config=PIPELINE_FEATURES,
+            training=TRAINING,
+            importance=importance(booster),
+            metrics=evaluate(predictions, importance(booster)).to_dict(),
+            data_fingerprint=sha256(stores.lake.training_set),
+            train_date=datetime.now(UTC),
+            code_commit=code_commit(),
+            library_versions=library_versions(),
+        )
+        stores.models.save(card, booster, predictions)
+    bundle = stores.models.load(version)
+    return dg.MaterializeResult(
+        metadata={
+            "model version": version,
+            "path": dg.MetadataValue.path(bundle.folder),
+            "trees": bundle.booster().num_boosted_rounds(),
+            "importance": picture(pictures.feature_importance(_evaluation(bundle)), "importance of the features"),
+        }
+    )
+
+
+@dg.asset(group_name="model", kinds={"html"}, owners=["team:research"], deps=[xgboost_model])
+def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """What the model is worth on rows it never saw, as a report that says in words whether an edge was shown."""
+    bundle = stores.models.load(current_version(stores))
+    evaluation = _evaluation(bundle)
+    report = stores.reports / f"{bundle.version}.html"
+    commit_bytes(report, render_report(evaluation, bundle.metadata, evaluation.edge_shown))
+    return dg.MaterializeResult(
+        metadata={
+            "verdict": evaluation.verdict,
+            "report": dg.MetadataValue.path(report),
+            "accuracy": evaluation.accuracy.estimate,
+            "accuracy lower": evaluation.accuracy.lower,
+            "accuracy upper": evaluation.accuracy.upper,
+            "base rate": evaluation.base_rate,
+            "log loss": evaluation.log_loss,
+            "AUC": evaluation.auc,
+            "out-of-sample rows": evaluation.rows,
+            "accuracy by year": picture(pictures.accuracy_by_year(evaluation), "accuracy by year with intervals"),
+            "reliability": picture(pictures.reliability(evaluation), "reliability of the probabilities"),
+            "confusion": picture(pictures.confusion(evaluation), "confusion matrix"),
+        }
+    )
+
+
+@dg.asset(group_name="model", kinds={"json"}, owners=["team:research"], deps=[model_evaluation])
+def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """The model that predicts: replaced only when the evidence clears the base rate; every verdict is kept."""
+    bundle = stores.models.load(current_version(stores))
+    evaluation = _evaluation(bundle)
+    verdict = {
+        "model_version": bundle.version,
+        "promoted": evaluation.edge_shown,
+        "reason": evaluation.verdict,
+        "evidence": evaluation.to_dict(),
+    }
+    stores.models.record_verdict(bundle.version, verdict)
+    if evaluation.edge_shown:
+        stores.models.promote(bundle, datetime.now(UTC).isoformat())
+    champion = stores.models.champion()
+    return dg.MaterializeResult(
+        metadata={
+            "promoted": evaluation.edge_shown,
+            "reason": evaluation.verdict,
+            "champion": champion["model_version"]
+            if champion
+            else "none yet: the newest model answers, marked unproven",
+        }
+    )
+
+
+def _training_rows(stores: Stores) -> pd.DataFrame:
+    rows: pd.DataFrame = read_parquet(stores.lake.training_set, training_schema().names).to_pandas()
+    return rows
+
+
+def current_version(stores: Stores) -> str:
+    """Return the model version that the stored training set, this code's settings and libraries lead to."""
+    recipe = [sha256(stores.lake.training_set), stores.timeframe, PIPELINE_FEATURES.feature_set_hash]
+    recipe += [repr(TRAINING), library_versions()["xgboost"]]
+    digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()
+    return model_version(_training_rows(stores), digest)
+
+
+def _evaluation(bundle: Bundle) -> Evaluation:
+    return evaluate(bundle.predictions(), bundle.metadata["importance"])

@@ -1,0 +1,97 @@
+"""What must hold before anything downstream may use an asset: each check reads what was written, and blocks."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake, read_parquet
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, KEY_COLUMNS, month_of, reject_reasons
+from mt5_crs_pipeline.core.feature_rows import IS_COMPLETE, PIPELINE_FEATURES, feature_schema, training_schema
+from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
+from mt5_crs_pipeline.defs.metadata import picture
+
+BARS_CHECK = dg.AssetCheckSpec(
+    "bars_are_valid_and_unique",
+    asset="market_data_parquet",
+    blocking=True,
+    description="Every exported bar is a valid closed bar, in its own month's file, once.",
+)
+FEATURES_CHECK = dg.AssetCheckSpec(
+    "features_are_complete_against_bars",
+    asset="technical_features",
+    blocking=True,
+    description="Every bar has one feature row; a feature is missing only where the symbol's history is too short.",
+)
+TRAINING_CHECK = dg.AssetCheckSpec(
+    "training_rows_are_labelled_and_past",
+    asset="training_set",
+    blocking=True,
+    description="Every training row is complete, labelled 0 or 1 by a bar that has closed, and there once.",
+)
+
+
+def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
+    """Result of BARS_CHECK on the files of `months`."""
+    files = [lake.read(MARKET_DATA, [month], CLOSED_BAR_SCHEMA).to_pandas().assign(file=month) for month in months]
+    bars = pd.concat(files, ignore_index=True)
+    # Pictures hang on the check, which is one event, not on the materialization, which is one per month.
+    seen: dict[str, Any] = {"bars": len(bars)}
+    if len(bars):
+        seen["closes"] = picture(pictures.closes(bars), "closes of every symbol")
+        seen["coverage"] = picture(pictures.coverage(bars), "bars per symbol and month")
+    return _result(
+        BARS_CHECK,
+        seen,
+        {
+            "invalid": reject_reasons(bars, timeframe, datetime.now(UTC)).notna(),
+            "in the wrong month": month_of(bars["time"]) != bars["file"],
+            "repeated": bars.duplicated(list(KEY_COLUMNS)),
+        },
+    )
+
+
+def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
+    """Result of FEATURES_CHECK on the files of `months` and the bars they stand for."""
+    key = ["symbol", EVENT_TIMESTAMP]
+    bars = lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
+    history = bars.sort_values(["symbol", "time"]).groupby("symbol").cumcount() + 1
+    bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(months)]
+    joined = bars[[*key, "has_history"]].merge(rows[[*key, IS_COMPLETE]], on=key, how="outer", indicator=True)
+    both = joined[joined["_merge"] == "both"]
+    return _result(
+        FEATURES_CHECK,
+        {"bars": len(bars)},
+        {
+            "bars without features": joined["_merge"] == "left_only",
+            "features without a bar": joined["_merge"] == "right_only",
+            "incomplete in spite of enough history": both["has_history"].astype(bool) & ~both[IS_COMPLETE].astype(bool),
+            "repeated": rows.duplicated(key),
+        },
+    )
+
+
+def check_training_rows(lake: Lake) -> dg.AssetCheckResult:
+    """Result of TRAINING_CHECK on the stored training set."""
+    rows = read_parquet(lake.training_set, training_schema().names).to_pandas()
+    now = pd.Timestamp(datetime.now(UTC))
+    return _result(
+        TRAINING_CHECK,
+        {"rows": len(rows)},
+        {
+            "unlabelled": ~rows[TARGET].isin([0.0, 1.0]),
+            "label from the future": (rows[LABEL_TIME] <= rows[EVENT_TIMESTAMP]) | (rows[LABEL_TIME] > now),
+            "incomplete": rows[get_feature_names(PIPELINE_FEATURES)].isna().any(axis=1),
+            "repeated": rows.duplicated(["symbol", EVENT_TIMESTAMP]),
+        },
+    )
+
+
+def _result(spec: dg.AssetCheckSpec, seen: dict[str, Any], faults: dict[str, pd.Series]) -> dg.AssetCheckResult:
+    counts = {name: int(rows.sum()) for name, rows in faults.items()}
+    return dg.AssetCheckResult(check_name=spec.name, passed=not any(counts.values()), metadata={**seen, **counts})

@@ -1,0 +1,52 @@
+"""What every asset tells the Dagster UI: rows, window, columns, pictures."""
+
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pyarrow as pa
+
+from mt5_crs_pipeline.adapters.lake import Lake
+from mt5_crs_pipeline.adapters.pictures import as_markdown
+from mt5_crs_pipeline.core.bars import month_of
+
+
+def column_schema(schema: pa.Schema) -> dict[str, dg.TableSchema]:
+    """Return the columns of an asset as definition metadata."""
+    columns = [
+        dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+        for field in schema
+    ]
+    return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
+def row_metadata(rows: int, times: pd.Series, **more: Any) -> dict[str, Any]:
+    """Return row count and the first and last of `times` (event or bar times, UTC)."""
+    return {
+        "dagster/row_count": rows,
+        "first": times.min().isoformat() if rows else "none",
+        "last": times.max().isoformat() if rows else "none",
+        **more,
+    }
+
+
+def write_months(
+    context: dg.AssetExecutionContext, lake: Lake, stage: str, rows: pd.DataFrame, schema: pa.Schema
+) -> int:
+    """Make `rows` the content of the run's months by the month of their `time`; return how many files changed.
+
+    Each month's partition is told its own row count.
+    """
+    by_month = dict(list(rows.groupby(month_of(rows["time"]), sort=False)))
+    changed = 0
+    for month in context.partition_keys:
+        part = by_month.get(month, rows.iloc[:0])
+        table = pa.Table.from_pandas(part, schema=schema, preserve_index=False).replace_schema_metadata()
+        changed += lake.write(stage, month, table)
+        context.add_asset_metadata({"dagster/partition_row_count": len(part)}, partition_key=month)
+    return changed
+
+
+def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:
+    """Return a PNG as metadata that the UI shows in place."""
+    return dg.MetadataValue.md(as_markdown(png, title))

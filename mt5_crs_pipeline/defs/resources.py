@@ -1,0 +1,28 @@
+"""What the assets work on, made from the settings."""
+
+import contextlib
+from collections.abc import Iterator
+
+from mt5_crs_pipeline.adapters.database import Database
+from mt5_crs_pipeline.adapters.feast_store import FeastStore
+from mt5_crs_pipeline.adapters.lake import Lake
+from mt5_crs_pipeline.adapters.model_store import ModelStore
+from mt5_crs_pipeline.settings import Settings
+
+
+class Stores:
+    """The database, lake, feature store and model store of one state folder and timeframe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.timeframe = settings.timeframe
+        self.symbols = settings.symbols
+        self.reports = settings.reports
+        self.database = Database(settings)
+        self.lake = Lake(settings.lake)
+        self.models = ModelStore(settings.models)
+
+    @contextlib.contextmanager
+    def feast(self) -> Iterator[FeastStore]:
+        """Yield the feature store while the database runs."""
+        with self.database.url() as url:
+            yield FeastStore(url, self.timeframe, self.lake.folder)

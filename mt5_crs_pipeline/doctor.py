@@ -1,0 +1,74 @@
+"""What `mt5-crs doctor` looks at: each finding says what was examined, what was found, and whether it is right."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mt5_crs_pipeline.adapters.bar_store import stored_symbols
+from mt5_crs_pipeline.adapters.database import Database
+from mt5_crs_pipeline.adapters.feast_store import FeastStore
+from mt5_crs_pipeline.adapters.lake import Lake, read_parquet
+from mt5_crs_pipeline.adapters.model_store import ModelStore
+from mt5_crs_pipeline.adapters.postgres import connected, describe
+from mt5_crs_pipeline.adapters.versions import library_versions, package_version
+from mt5_crs_pipeline.core.errors import PipelineError
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
+from mt5_crs_pipeline.settings import Settings
+
+
+def examine(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Yield findings (what, found, ok), the database's first; an examination that fails is a finding too."""
+    yield _finding("package", lambda: f"{package_version()} with {_versions()}")
+    yield _finding("state folder", lambda: str(settings.home))
+    database = Database(settings)
+    try:
+        with database.url() as url:
+            yield _finding("database", lambda: _database(url, settings.timeframe))
+            yield _finding("feature registry", lambda: _registry(url, settings))
+    except PipelineError as error:
+        yield {"what": "database", "found": str(error), "ok": False}
+    yield _finding("lake", lambda: _lake(Lake(settings.lake)))
+    yield _finding("models", lambda: _models(ModelStore(settings.models)))
+
+
+def _finding(what: str, look: Callable[[], str]) -> dict[str, Any]:
+    try:
+        return {"what": what, "found": look(), "ok": True}
+    except PipelineError as error:
+        return {"what": what, "found": str(error), "ok": False}
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {version}" for name, version in library_versions().items())
+
+
+def _database(url: str, timeframe: str) -> str:
+    with connected(url) as connection:
+        symbols = stored_symbols(connection, timeframe)
+        with connection.cursor() as cursor:
+            cursor.execute("select count(*) from market_data_quarantine")
+            (quarantined,) = cursor.fetchall()[0]
+    return f"{describe(url)}, {timeframe} bars of {len(symbols)} symbols, {quarantined} rows in quarantine"
+
+
+def _registry(url: str, settings: Settings) -> str:
+    registered = FeastStore(url, settings.timeframe, settings.lake).registered_feature_set()
+    if registered is None:
+        return "nothing applied yet"
+    if registered != PIPELINE_FEATURES.feature_set_hash:
+        raise PipelineError(f"holds feature set {registered[:12]}, the code computes another: run `mt5-crs retrain`")
+    return f"feature set {registered[:12]}"
+
+
+def _lake(lake: Lake) -> str:
+    files = sorted(lake.folder.rglob("*.parquet"))
+    for path in files:
+        read_parquet(path)
+    return f"{len(files)} files read with their checksums verified"
+
+
+def _models(store: ModelStore) -> str:
+    versions = store.versions()
+    for version in versions:
+        store.load(version)
+    champion = store.champion()
+    return f"{len(versions)} verified, champion: {champion['model_version'] if champion else 'none'}"

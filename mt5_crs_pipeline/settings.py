@@ -1,0 +1,81 @@
+"""The one place that reads the environment: variables MT5_CRS_*, and a `.env` file in the working directory."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mt5_crs_pipeline.core.bars import check_symbol, check_timeframe
+from mt5_crs_pipeline.core.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "MT5_CRS_"
+
+
+class Settings(BaseSettings):
+    """What a user can choose from outside; every default lives here."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Path(".mt5_crs")
+    database_url: SecretStr = SecretStr("")
+    redis_url: SecretStr = SecretStr("")
+    timeframe: str = "D1"
+    start: str = "2000-01"
+    symbols: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("timeframe")
+    @classmethod
+    def _known_timeframe(cls, value: str) -> str:
+        return check_timeframe(value)
+
+    @field_validator("start")
+    @classmethod
+    def _month(cls, value: str) -> str:
+        if not re.fullmatch(r"(19|20)\d\d-(0[1-9]|1[0-2])", value):
+            raise ConfigurationError(f"START {value!r} is no month: write it like 2015-01")
+        return value
+
+    @field_validator("symbols", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+        return tuple(check_symbol(name) for name in names if name) if isinstance(names, list) else names
+
+    @property
+    def lake(self) -> Path:
+        """Folder of the Parquet files of the chosen timeframe."""
+        return self.home / "lake" / self.timeframe
+
+    @property
+    def models(self) -> Path:
+        """Folder of the model bundles of the chosen timeframe."""
+        return self.home / "models" / self.timeframe
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the evaluation reports of the chosen timeframe."""
+        return self.home / "reports" / self.timeframe
+
+    @property
+    def dagster_home(self) -> Path:
+        """Folder that Dagster reads as DAGSTER_HOME."""
+        return self.home / "dagster"
+
+
+def load_settings() -> Settings:
+    """Read the settings once; raise ConfigurationError with one line that names the variable and the choices."""
+    try:
+        return Settings()
+    except ConfigurationError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ENVIRONMENT_PREFIX + str(first["loc"][0]).upper()
+        raise ConfigurationError(f"{name}: {first['msg']} (got {first['input']!r})") from error

@@ -1,0 +1,276 @@
+"""The pictures and the page: valid, the same for the same data, safe with hostile names, and needing no network."""
+
+import base64
+import html
+import io
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters.report import render_report
+from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
+
+HOSTILE = ("<script>alert(1)</script>", "US$ $x^{", "_hidden", '"><img src=x>', "株式\n", "long" * 20)
+METADATA: dict[str, Any] = {
+    "model_type": "xgboost.Booster",
+    "model_version": "v-2024-03-26",
+    "symbols": list(HOSTILE),
+    "lookback": 61,
+    "features": ["rsi_14", "momentum_5"],
+    "train_date": "2024-03-26T01:02:03Z",
+    "params": {"max_depth": 3},
+    "metrics": {},
+    "model_file": "model.ubj",
+    "data_window": {"start": "2020-01-01T00:00:00Z", "end": "2024-03-26T00:00:00Z"},
+    "row_counts": {"training": 12345},
+    "data_fingerprint": "sha256:abc",
+    "label": "close of the next bar above this close",
+}
+EVALUATION_PICTURES = [
+    pictures.accuracy_by_year,
+    pictures.reliability,
+    pictures.feature_importance,
+    pictures.confusion,
+]
+
+
+@cache
+def sample(seed: int = 1, symbols: tuple[str, ...] = HOSTILE, days: int = 500) -> Evaluation:
+    rng = np.random.default_rng(seed)
+    times = pd.date_range("2022-06-01", periods=days, freq="D", tz="UTC").as_unit("us")
+    frame = pd.concat([pd.DataFrame({"symbol": name, "event_timestamp": times}) for name in symbols])
+    frame["target"] = (rng.random(len(frame)) < 0.52).astype(float)
+    frame["probability"] = np.clip(rng.normal(0.52, 0.1, len(frame)), 0, 1)
+    return evaluate(frame, {f"feature_{number}": float(rng.random()) for number in range(30)} | {"$a$": 2.0})
+
+
+def bars(seed: int = 1, symbols: tuple[str, ...] = HOSTILE, days: int = 400) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    times = pd.date_range("2022-06-01", periods=days, freq="D", tz="UTC").as_unit("us")
+    walks = [
+        pd.DataFrame({"symbol": name, "time": times, "close": 50 * np.exp(np.cumsum(rng.normal(0, 0.02, days)))})
+        for name in symbols
+    ]
+    return pd.concat(walks).sample(frac=1, random_state=seed)
+
+
+def size(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as image:
+        image.verify()
+        assert image.format == "PNG"
+        return image.size
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the text between the tags."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self.feed(page.decode("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", EVALUATION_PICTURES)
+def test_evaluation_pictures_are_pngs_that_follow_the_data(draw: Callable[[Evaluation], bytes]) -> None:
+    first, again, other = draw(sample(1)), draw(sample(1)), draw(sample(2))
+    assert size(first) == (800, 350)
+    assert 4_000 < len(first) < 120_000
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", EVALUATION_PICTURES)
+def test_evaluation_pictures_can_be_drawn_of_one_row(draw: Callable[[Evaluation], bytes]) -> None:
+    row = {"symbol": "A", "event_timestamp": [pd.Timestamp("2024-01-02", tz="UTC")], "target": 1.0, "probability": 1.0}
+    for importance in ({}, {"a": 0.0}, {"a": float("nan"), "b": -1.0}):
+        assert size(draw(evaluate(pd.DataFrame(row), importance))) == (800, 350)
+
+
+@pytest.mark.filterwarnings("error")
+def test_closes_follow_the_closes_only_and_not_the_order_of_rows() -> None:
+    frame = bars()
+    before = frame.copy(deep=True)
+    first = pictures.closes(frame)
+    assert size(first) == (800, 350)
+    assert pictures.closes(frame.sort_values("time")) == first
+    assert pictures.closes(frame.assign(close=frame["close"] * 3)) == first
+    assert pictures.closes(bars(seed=2)) != first
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_a_symbol_that_starts_with_an_underscore_is_named_in_the_legend() -> None:
+    falling = bars(symbols=("A", "_B")).assign(
+        close=lambda frame: np.where(frame["symbol"] == "A", 1.0, frame["close"])
+    )
+    renamed = falling.assign(symbol=falling["symbol"].replace("_B", "_C"))
+    assert pictures.closes(falling) != pictures.closes(renamed)
+
+
+@pytest.mark.filterwarnings("error")
+def test_coverage_follows_the_bars_that_are_there() -> None:
+    frame = bars()
+    first = pictures.coverage(frame)
+    assert size(first) == (800, 350)
+    assert pictures.coverage(frame.sort_values("time")) == first
+    assert pictures.coverage(frame[frame["time"].dt.month != 9]) != first
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", [pictures.closes, pictures.coverage])
+def test_bar_pictures_bear_no_bars_one_bar_many_symbols_and_bad_closes(draw: Callable[[pd.DataFrame], bytes]) -> None:
+    many = bars(symbols=tuple(f"S{number}" for number in range(60)), days=40)
+    broken = bars(days=5).assign(close=[np.nan, 0.0, -1.0, 2.0, 3.0] * len(HOSTILE))
+    flat = bars(days=9).assign(close=7.0)
+    wild = bars(days=300).assign(close=lambda frame: frame["close"] ** 8)
+    for frame in (bars().iloc[:0], bars().iloc[:1], many, broken, flat, wild):
+        assert size(draw(frame)) == (800, 350)
+
+
+def test_drawing_changes_no_global_state_and_importing_loads_no_matplotlib() -> None:
+    code = (
+        "import sys, pandas as pd\n"
+        "from mt5_crs_pipeline.adapters import pictures, report\n"
+        "assert not any(name.startswith('matplotlib') for name in sys.modules), 'loaded at import'\n"
+        "import matplotlib; before = matplotlib.rcParams.copy()\n"
+        "time = pd.date_range('2024-01-01', periods=3, tz='UTC')\n"
+        "pictures.closes(pd.DataFrame({'symbol': 'A', 'time': time, 'close': [1.0, 2.0, 3.0]}))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot loaded'\n"
+        "assert matplotlib.rcParams.copy() == before, 'settings changed'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_markdown_carries_the_picture_and_no_markup_from_the_text() -> None:
+    png = pictures.confusion(sample())
+    text = pictures.as_markdown(png, "a](http://x) <b>\nline")
+    match = re.fullmatch(r"!\[(?P<alt>[^\n]*)\]\(data:image/png;base64,(?P<data>[A-Za-z0-9+/=]+)\)", text)
+    assert match is not None
+    assert base64.b64decode(match["data"]) == png
+    assert match["alt"] == r"a\](http://x) \<b\> line"
+
+
+def test_findings_say_the_number_in_the_data() -> None:
+    found = sample()
+    above = sum(line.lower > line.base_rate for line in found.by_year.itertuples())
+    assert f"{above} of 2 years" in pictures.year_finding(found)
+    ups = found.confusion.loc["UP"]
+    assert f"{100 * ups['UP'] / ups.sum():.1f} % of UP bars" in pictures.confusion_finding(found)
+    assert f"of {len(found.reliability)} bins" in pictures.reliability_finding(found)
+    assert pictures.importance_finding(found).startswith("$a$ matters most")
+
+
+def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
+    found = sample()
+    page = Page(render_report(found, METADATA, verdict_promoted=False))
+    assert page.text.index(found.verdict) < page.text.index("The numbers that decide")
+    assert "not promoted" in page.text
+    interval = f"{found.accuracy.lower:.3f} to {found.accuracy.upper:.3f}"
+    for expected in (
+        interval,
+        f"{found.base_rate:.3f}",
+        f"{found.base_log_loss:.4f}",
+        f"{found.auc:.3f}",
+        f"{found.rows:,}",
+    ):
+        assert expected in page.text
+    for expected in ("v-2024-03-26", "2020-01-01 00:00 UTC to 2024-03-26 00:00 UTC", "sha256:abc", "61 bars", "12,345"):
+        assert expected in page.text
+    assert "Spread, commission, slippage" in page.text
+    assert "was promoted to champion" in Page(render_report(found, METADATA, verdict_promoted=True)).text
+
+
+def test_hostile_names_stay_text() -> None:
+    raw = render_report(sample(), METADATA, verdict_promoted=False)
+    page = Page(raw)
+    assert b"<script" not in raw
+    assert html.escape(HOSTILE[0]).encode() in raw
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 4
+    for name in HOSTILE:
+        assert name in page.text
+
+
+def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> None:
+    raw = render_report(sample(), METADATA, verdict_promoted=False)
+    page = Page(raw)
+    assert not re.search(rb"https?://|url\(|@import|<link|<iframe|javascript:", raw)
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    for attributes, draw in zip(images, EVALUATION_PICTURES, strict=True):
+        header, _, data = str(attributes["src"]).partition(",")
+        assert header == "data:image/png;base64"
+        assert base64.b64decode(data) == draw(sample())
+        assert len(str(attributes["alt"])) > 20
+    assert all("src" not in attributes for tag, attributes in page.tags if tag != "img")
+    policies = [attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+
+
+def test_the_page_is_the_same_for_the_same_input_and_another_for_other_data() -> None:
+    first = render_report(sample(1), METADATA, verdict_promoted=False)
+    assert render_report(sample(1), dict(METADATA), verdict_promoted=False) == first
+    assert render_report(sample(2), METADATA, verdict_promoted=False) != first
+
+
+@pytest.mark.parametrize(
+    ("key", "heading"),
+    [
+        ("model_type", "Type"),
+        ("model_version", "Version"),
+        ("symbols", "Symbols"),
+        ("lookback", "Lookback"),
+        ("features", "Features"),
+        ("train_date", "Trained"),
+        ("params", "The training parameters"),
+        ("metrics", None),
+        ("model_file", "Model file"),
+        ("data_window", "Data window"),
+        ("row_counts", "Rows"),
+        ("data_fingerprint", "Data fingerprint"),
+        ("label", "Label"),
+    ],
+)
+def test_a_missing_or_empty_key_leaves_out_its_lines_only(
+    key: str, heading: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for draw in EVALUATION_PICTURES:
+        monkeypatch.setattr(pictures, draw.__name__, lambda _: b"")
+    found, metadata = sample(), METADATA | {"symbols": ["AAPL"]}
+    whole = Page(render_report(found, metadata, False)).pieces
+    absent = render_report(found, {name: value for name, value in metadata.items() if name != key}, False)
+    assert render_report(found, metadata | {key: None}, False) == absent
+    left_out = Counter(whole) - Counter(Page(absent).pieces)
+    assert not Counter(Page(absent).pieces) - Counter(whole)
+    assert heading in left_out if heading else not left_out
+    assert len([piece for piece in left_out if piece.strip()]) <= 4
+
+
+def test_the_page_of_one_row_without_metadata_says_what_is_not_defined() -> None:
+    row = {"symbol": "A", "event_timestamp": [pd.Timestamp("2024-01-02", tz="UTC")], "target": 1.0, "probability": 1.0}
+    page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, verdict_promoted=False))
+    assert "not defined" in page.text
+    assert "What the model is" not in page.text

@@ -1,0 +1,332 @@
+"""The metrics against other people's formulas, and the verdict against luck, NaN and degenerate input."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.evaluation import (
+    Evaluation,
+    Interval,
+    accuracy_interval,
+    auc,
+    base_rate,
+    evaluate,
+    log_loss,
+    wilson_interval,
+)
+
+IMPORTANCE = {"rsi_14": 2.0, "momentum_5": 5.0, "sma_5": 2.0}
+
+
+def predictions(
+    seed: int = 1, days: int = 300, symbols: tuple[str, ...] = ("EURUSD", "GBPUSD", "USDJPY")
+) -> pd.DataFrame:
+    """Rows of several symbols that close at the same times, across a turn of the year."""
+    rng = np.random.default_rng(seed)
+    times = pd.date_range("2023-06-01", periods=days, freq="D", tz="UTC").as_unit("us")
+    blocks = [pd.DataFrame({"symbol": name, "event_timestamp": times}) for name in symbols]
+    frame = pd.concat(blocks, ignore_index=True)
+    frame["target"] = (rng.random(len(frame)) < 0.52).astype(float)
+    frame["probability"] = np.clip(0.5 + 0.1 * (frame["target"] - 0.5) + rng.normal(0, 0.12, len(frame)), 0, 1)
+    return frame
+
+
+def with_numbers(evaluation: Evaluation, lower: float, base: float, estimate: float = 0.55) -> Evaluation:
+    return replace(evaluation, accuracy=Interval(estimate, lower, 0.6), base_rate=base)
+
+
+def interval_by_loops(correct: list[bool], clusters: list[int]) -> tuple[float, float]:
+    """The same interval from its definitions: dictionaries and loops, Wilson's ends as scipy computes them."""
+    n = len(correct)
+    mean = sum(correct) / n
+    sums: dict[int, float] = {}
+    for hit, cluster in zip(correct, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + (1.0 if hit else 0.0) - mean
+    g = len(sums)
+    deviation = math.sqrt(g / (g - 1) * sum(value**2 for value in sums.values())) / n
+    normal = stats.norm(loc=mean, scale=deviation).interval(0.95) if deviation else (mean, mean)
+    wilson = stats.binomtest(int(sum(correct)), n).proportion_ci(method="wilson")
+    return max(0.0, min(normal[0], wilson.low)), min(1.0, max(normal[1], wilson.high))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_accuracy_interval_equals_a_loop_over_the_definitions(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, groups = int(rng.integers(5, 200)), int(rng.integers(2, 40))
+    clusters = rng.integers(0, groups, rows)
+    clusters[:2] = [0, 1]
+    correct = rng.random(rows) < rng.random(groups)[clusters]
+    found = accuracy_interval(correct, clusters)
+    lower, upper = interval_by_loops(correct.tolist(), clusters.tolist())
+    assert found.estimate == pytest.approx(correct.mean(), abs=1e-12)
+    assert found.lower == pytest.approx(lower, abs=1e-12)
+    assert found.upper == pytest.approx(upper, abs=1e-12)
+    assert 0 <= found.lower <= found.estimate <= found.upper <= 1
+
+
+@pytest.mark.parametrize(("successes", "rows"), [(0, 1), (1, 1), (8, 13), (0, 50), (50, 50), (5_130, 10_000)])
+def test_wilson_interval_equals_scipy(successes: int, rows: int) -> None:
+    found, other = wilson_interval(successes, rows), stats.binomtest(successes, rows).proportion_ci(method="wilson")
+    assert (found.lower, found.upper) == pytest.approx((other.low, other.high), abs=1e-12)
+    assert 0 <= found.lower <= found.estimate <= found.upper <= 1
+
+
+def test_ten_copies_of_each_row_do_not_narrow_the_interval() -> None:
+    correct = np.random.default_rng(4).random(400) < 0.55
+    once = accuracy_interval(correct, np.arange(400))
+    tenfold = accuracy_interval(np.repeat(correct, 10), np.repeat(np.arange(400), 10))
+    as_if_independent = accuracy_interval(np.repeat(correct, 10), np.arange(4000))
+    width = once.upper - once.lower
+    assert tenfold.upper - tenfold.lower == pytest.approx(width, rel=0.01)
+    assert as_if_independent.upper - as_if_independent.lower < 0.4 * width
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["days move as one", "rows are independent"])
+def test_the_interval_covers_the_truth_about_95_times_in_100(together: bool) -> None:
+    rng = np.random.default_rng(20)
+    truth, days, per_day, rounds = 0.53, 150, 8, 2000
+    clusters = np.repeat(np.arange(days), per_day)
+    covered = 0
+    for _ in range(rounds):
+        draws = np.repeat(rng.random(days), per_day) if together else rng.random(days * per_day)
+        found = accuracy_interval(draws < truth, clusters)
+        covered += found.lower <= truth <= found.upper
+    # Three standard errors of a share of 0.95 are 0.015; the wider of two intervals may cover a little more.
+    assert 0.935 <= covered / rounds <= 0.985
+
+
+def test_one_cluster_or_one_row_says_nothing() -> None:
+    assert accuracy_interval(np.array([True, True, False]), np.array([7, 7, 7])) == Interval(pytest.approx(2 / 3), 0, 1)
+    assert accuracy_interval(np.array([True]), np.array([7])) == Interval(1, 0, 1)
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(0, 0), (3, 2)])
+def test_an_interval_without_matching_rows_and_clusters_is_refused(rows: int, clusters: int) -> None:
+    with pytest.raises(InputError, match=f"{rows} rows, {clusters} clusters"):
+        accuracy_interval(np.ones(rows), np.arange(clusters))
+
+
+def test_auc_equals_counting_all_pairs_with_ties() -> None:
+    rng = np.random.default_rng(5)
+    target = (rng.random(150) < 0.4).astype(float)
+    probability = np.round(np.clip(0.5 + 0.2 * (target - 0.5) + rng.normal(0, 0.2, 150), 0, 1), 1)
+    ups, downs = probability[target == 1], probability[target == 0]
+    wins = sum(1.0 if up > down else 0.5 if up == down else 0.0 for up in ups for down in downs)
+    assert len(np.unique(probability)) < 15
+    assert auc(target, probability) == pytest.approx(wins / (len(ups) * len(downs)), abs=1e-15)
+
+
+def test_auc_of_known_orders() -> None:
+    target = np.array([0.0, 0.0, 1.0, 1.0])
+    assert auc(target, np.array([0.1, 0.2, 0.3, 0.4])) == 1.0
+    assert auc(target, np.array([0.4, 0.3, 0.2, 0.1])) == 0.0
+    assert auc(target, np.full(4, 0.7)) == 0.5
+    assert math.isnan(auc(np.ones(4), np.linspace(0, 1, 4)))
+
+
+def test_log_loss_equals_the_formula_row_by_row() -> None:
+    frame = predictions()
+    target, probability = frame["target"].to_numpy(), frame["probability"].to_numpy()
+    total = -math.fsum(math.log(p if t == 1 else 1 - p) for t, p in zip(target, probability, strict=True))
+    assert log_loss(target, probability) == pytest.approx(total / len(frame), rel=1e-12)
+
+
+def test_a_sure_and_wrong_row_costs_much_but_not_infinity() -> None:
+    assert log_loss(np.array([0.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx(-math.log(1e-15), rel=1e-2)
+
+
+def test_base_rate_is_the_share_of_the_more_frequent_class() -> None:
+    assert base_rate(np.array([0.0, 0.0, 0.0, 1.0])) == 0.75
+    assert base_rate(np.array([1.0, 1.0, 0.0])) == pytest.approx(2 / 3)
+
+
+def test_evaluation_equals_counting_by_hand() -> None:
+    frame = predictions()
+    found = evaluate(frame, IMPORTANCE)
+    up, right = frame["probability"] >= 0.5, (frame["probability"] >= 0.5) == (frame["target"] == 1)
+    lower, upper = interval_by_loops(right.tolist(), frame["event_timestamp"].map(pd.Timestamp.toordinal).tolist())
+    assert (found.accuracy.lower, found.accuracy.upper) == pytest.approx((lower, upper), abs=1e-12)
+    assert (found.rows, found.symbols, found.accuracy.estimate) == (900, 3, pytest.approx(right.mean()))
+    assert found.first_event_timestamp == pd.Timestamp("2023-06-01", tz="UTC")
+    assert found.last_event_timestamp == pd.Timestamp("2024-03-26", tz="UTC")
+    share = frame["target"].mean()
+    assert found.base_log_loss == pytest.approx(-share * math.log(share) - (1 - share) * math.log(1 - share))
+    assert found.confusion.loc["DOWN", "UP"] == int(((frame["target"] == 0) & up).sum())
+    assert found.confusion.loc["UP", "UP"] == int(((frame["target"] == 1) & up).sum())
+    assert found.confusion.to_numpy().sum() == 900
+    assert list(found.importance.items()) == [("momentum_5", 5.0), ("rsi_14", 2.0), ("sma_5", 2.0)]
+
+
+def test_each_group_is_what_its_rows_alone_would_give() -> None:
+    frame = predictions()
+    found = evaluate(frame, IMPORTANCE)
+    assert found.by_symbol["group"].tolist() == ["EURUSD", "GBPUSD", "USDJPY"]
+    assert found.by_year["group"].tolist() == ["2023", "2024"]
+    assert found.by_year["rows"].tolist() == [214 * 3, 86 * 3]
+    columns = ["group", "rows", "accuracy", "lower", "upper", "base_rate", "log_loss"]
+    for table, key in ((found.by_symbol, frame["symbol"]), (found.by_year, frame["event_timestamp"].dt.strftime("%Y"))):
+        assert list(table.columns) == columns
+        for line in table.itertuples():
+            part = frame[key == line.group]
+            right = (part["probability"] >= 0.5) == (part["target"] == 1)
+            ends = interval_by_loops(right.tolist(), part["event_timestamp"].map(pd.Timestamp.toordinal).tolist())
+            up = part["target"].mean()
+            assert (line.rows, line.accuracy) == (len(part), pytest.approx(right.mean()))
+            assert (line.lower, line.upper) == pytest.approx(ends, abs=1e-12)
+            assert line.base_rate == pytest.approx(max(up, 1 - up))
+            # scipy has no log-loss: the Bernoulli log-likelihood is the same number.
+            assert line.log_loss == pytest.approx(-stats.bernoulli.logpmf(part["target"], part["probability"]).mean())
+
+
+def test_reliability_bins_hold_their_lower_edge_and_the_last_holds_one() -> None:
+    frame = predictions(days=6, symbols=("A", "B")).assign(
+        probability=[0.0, 0.0999999, 0.1, 0.3, 0.29999999, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0],
+        target=[0.0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 0, 1],
+    )
+    table = evaluate(frame, {}).reliability
+    assert table["bin_lower"].tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.6, 0.7, 0.8, 0.9])
+    assert table["rows"].tolist() == [2, 1, 1, 1, 1, 1, 1, 4]
+    last = table.iloc[-1]
+    wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert (last["share_up"], last["mean_probability"]) == (0.75, pytest.approx(3.85 / 4))
+    assert (last["lower"], last["upper"]) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_the_order_of_rows_changes_nothing_and_the_input_stays_as_it_was() -> None:
+    frame = predictions()
+    before = frame.copy(deep=True)
+    shuffled = frame.sample(frac=1, random_state=3)
+    text = json.dumps(evaluate(frame, IMPORTANCE).to_dict())
+    assert json.dumps(evaluate(shuffled, IMPORTANCE).to_dict()) == text
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_half_counts_as_up() -> None:
+    found = evaluate(predictions(days=2, symbols=("A",)).assign(probability=0.5, target=[1.0, 0.0]), {})
+    assert found.confusion["UP"].tolist() == [1, 1]
+    assert found.confusion["DOWN"].tolist() == [0, 0]
+    ups = evaluate(predictions(days=2, symbols=("A",)).assign(probability=0.5, target=1.0), {})
+    assert ups.accuracy.estimate == 1.0
+
+
+def test_to_dict_is_plain_json_and_says_what_the_fields_say() -> None:
+    frame = predictions(days=3, symbols=("A",)).assign(target=1.0)
+    found = evaluate(frame, {"rsi_14": math.nan, "sma_5": 1.0})
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["auc"] is None
+    assert list(plain["importance"].items()) == [("sma_5", 1.0), ("rsi_14", None)]
+    assert plain["first_event_timestamp"] == "2023-06-01T00:00:00Z"
+    assert plain["accuracy"] == {
+        "estimate": found.accuracy.estimate,
+        "lower": found.accuracy.lower,
+        "upper": found.accuracy.upper,
+    }
+    assert plain["edge_shown"] is False
+    assert plain["verdict"] == found.verdict
+    assert plain["confusion"]["DOWN"] == {"DOWN": 0, "UP": 0}
+    assert [line["group"] for line in plain["by_year"]] == ["2023"]
+
+
+def test_times_of_another_zone_are_read_in_utc() -> None:
+    frame = predictions()
+    elsewhere = frame.assign(event_timestamp=frame["event_timestamp"].dt.tz_convert("America/New_York"))
+    assert evaluate(elsewhere, {}).to_dict() == evaluate(frame, {}).to_dict()
+
+
+def test_an_edge_needs_the_lower_end_strictly_above_the_base_rate() -> None:
+    found = evaluate(predictions(), IMPORTANCE)
+    assert with_numbers(found, lower=0.531, base=0.53).edge_shown
+    assert not with_numbers(found, lower=0.53, base=0.53).edge_shown
+    assert not with_numbers(found, lower=0.529, base=0.53).edge_shown
+
+
+@pytest.mark.parametrize("lower", [math.nan, math.inf, 0.9])
+@pytest.mark.parametrize("base", [math.nan, -math.inf])
+def test_nan_and_infinity_never_show_an_edge(lower: float, base: float) -> None:
+    found = evaluate(predictions(), IMPORTANCE)
+    assert not with_numbers(found, lower=lower, base=base).edge_shown
+    assert not with_numbers(found, lower=lower if lower != 0.9 else math.nan, base=0.5).edge_shown
+    assert with_numbers(found, lower=lower, base=base).verdict.startswith("No edge was shown")
+    assert math.isnan(accuracy_interval(np.array([1.0, math.nan]), np.array([0, 1])).lower)
+
+
+def test_the_verdict_says_which_of_the_three_cases_it_is() -> None:
+    found = evaluate(predictions(), IMPORTANCE)
+    shown = with_numbers(found, lower=0.531, base=0.52).verdict
+    assert shown == (
+        "An edge was shown: accuracy 0.550 (95 % interval 0.531 to 0.600, 900 out-of-sample rows) clears the base "
+        "rate 0.520 that always guessing the majority reaches, and so does its whole interval."
+    )
+    assert "is above the base rate 0.520" in with_numbers(found, lower=0.5, base=0.52).verdict
+    assert "does not clear the base rate 0.520" in with_numbers(found, lower=0.5, base=0.52, estimate=0.51).verdict
+
+
+def test_the_verdict_never_rounds_a_difference_away() -> None:
+    found = evaluate(predictions(), IMPORTANCE)
+    assert "0.5204 to" in with_numbers(found, lower=0.5204, base=0.5203).verdict
+    close = with_numbers(found, lower=0.520362, base=0.520361).verdict
+    assert "0.520362 to" in close
+    assert "base rate 0.520361" in close
+
+
+def test_a_real_edge_is_found_and_a_coin_is_not() -> None:
+    frame = predictions(days=1000)
+    wins = frame.assign(probability=np.where(np.random.default_rng(2).random(3000) < 0.6, frame["target"], 0.3))
+    assert evaluate(wins, {}).edge_shown
+    assert not evaluate(frame.assign(probability=0.9), {}).edge_shown
+    lucky = predictions(days=13, symbols=("A",)).assign(target=[1.0] * 7 + [0.0] * 6)
+    lucky["probability"] = [0.9] * 5 + [0.1] * 2 + [0.1] * 3 + [0.9] * 3
+    assert evaluate(lucky, {}).accuracy.estimate == pytest.approx(8 / 13)
+    assert not evaluate(lucky, {}).edge_shown
+
+
+def test_one_row_of_one_symbol_and_one_class_is_evaluated_without_an_edge() -> None:
+    found = evaluate(predictions(days=1, symbols=("A",)).assign(target=1.0, probability=0.8), {})
+    assert found.accuracy == Interval(1.0, 0.0, 1.0)
+    assert (found.base_rate, found.symbols, found.rows) == (1.0, 1, 1)
+    assert found.base_log_loss == pytest.approx(0.0, abs=1e-12)
+    assert math.isnan(found.auc)
+    assert not found.edge_shown
+    assert "1 out-of-sample row)" in found.verdict
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("probability", math.nan, r"column probability, row 4 \(counted from 0\): .*nan.* is not a number from 0 to 1"),
+        ("probability", 1.0000001, r"column probability, row 4 .*1\.0000001"),
+        ("probability", -0.1, r"column probability, row 4 .*-0\.1"),
+        ("probability", math.inf, r"column probability, row 4 .*inf"),
+        ("target", math.nan, r"column target, row 4 .*nan.* is not 0 or 1"),
+        ("target", 0.5, r"column target, row 4 .*0\.5"),
+        ("target", -1.0, r"column target, row 4"),
+        ("symbol", None, r"column symbol, row 4 .*None.* is not a symbol"),
+        ("event_timestamp", pd.NaT, r"column event_timestamp, row 4 .*NaT.* is not a time"),
+    ],
+)
+def test_the_first_offending_row_is_named(column: str, value: object, message: str) -> None:
+    frame = predictions().set_index(pd.Index(range(1000, 1900)))
+    frame.iloc[4, list(frame.columns).index(column)] = value
+    frame.iloc[7, list(frame.columns).index(column)] = value
+    with pytest.raises(InputError, match=message):
+        evaluate(frame, {})
+
+
+@pytest.mark.parametrize("column", ["symbol", "event_timestamp", "target", "probability"])
+def test_a_missing_column_is_named(column: str) -> None:
+    with pytest.raises(InputError, match=f"lack the column {column}"):
+        evaluate(predictions().drop(columns=column), {})
+
+
+def test_no_rows_and_times_without_a_zone_are_refused() -> None:
+    with pytest.raises(InputError, match="no rows"):
+        evaluate(predictions().iloc[:0], {})
+    naive = predictions().assign(event_timestamp=lambda frame: frame["event_timestamp"].dt.tz_localize(None))
+    with pytest.raises(InputError, match="time with a zone"):
+        evaluate(naive, {})
