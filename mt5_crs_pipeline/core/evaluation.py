@@ -17,6 +17,9 @@ Z_95 = 1.959963984540054
 PROBABILITY_FLOOR = 1e-15
 """Log-loss keeps probabilities this far from 0 and 1, so one sure and wrong row costs 34.5 and not infinity."""
 
+MINIMUM_TIMES = 100
+"""With fewer event times than this the interval is too narrow to be evidence, so no edge counts as shown."""
+
 RELIABILITY_BINS = 10
 PREDICTION_COLUMNS = ("symbol", "event_timestamp", "target", "probability")
 DIRECTIONS = ("DOWN", "UP")
@@ -44,6 +47,7 @@ class Evaluation:
     """
 
     rows: int
+    times: int
     symbols: int
     first_event_timestamp: pd.Timestamp
     last_event_timestamp: pd.Timestamp
@@ -60,9 +64,9 @@ class Evaluation:
 
     @property
     def edge_shown(self) -> bool:
-        """True when the whole accuracy interval lies above the base rate; NaN and infinity never pass."""
+        """True when the whole accuracy interval, over enough times, lies above the base rate; NaN never passes."""
         finite = math.isfinite(self.accuracy.lower) and math.isfinite(self.base_rate)
-        return finite and self.accuracy.lower > self.base_rate
+        return finite and self.times >= MINIMUM_TIMES and self.accuracy.lower > self.base_rate
 
     @property
     def verdict(self) -> str:
@@ -76,6 +80,8 @@ class Evaluation:
         rival = f"the base rate {self.base_rate:.{digits}f} that always guessing the majority reaches"
         if self.edge_shown:
             return f"An edge was shown: {evidence} clears {rival}, and so does its whole interval."
+        if self.times < MINIMUM_TIMES:
+            return f"No edge was shown: {evidence} rests on {self.times} bar times, and {MINIMUM_TIMES} are needed."
         if accuracy.estimate > self.base_rate:
             return f"No edge was shown: {evidence} is above {rival}, but its whole interval is not."
         return f"No edge was shown: {evidence} does not clear {rival}."
@@ -84,6 +90,7 @@ class Evaluation:
         """Return the evaluation as JSON values: plain floats, ISO timestamps ending in Z, None for NaN."""
         return {
             "rows": self.rows,
+            "times": self.times,
             "symbols": self.symbols,
             "first_event_timestamp": _iso(self.first_event_timestamp),
             "last_event_timestamp": _iso(self.last_event_timestamp),
@@ -117,6 +124,7 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
     ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
     return Evaluation(
         rows=len(rows),
+        times=int(rows["event_timestamp"].nunique()),
         symbols=int(rows["symbol"].nunique()),
         first_event_timestamp=rows["event_timestamp"].iloc[0],
         last_event_timestamp=rows["event_timestamp"].iloc[-1],

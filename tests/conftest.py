@@ -1,0 +1,59 @@
+"""A real PostgreSQL server for the whole session, and an empty database of its own for each test that asks."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from mt5_crs_pipeline.adapters.embedded_postgres import running_server
+from mt5_crs_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+
+SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test depends on, or writes to, what the developer has set or stored."""
+    for name in list(os.environ):
+        if name.startswith(ENVIRONMENT_PREFIX) or name == "DAGSTER_HOME":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running server, owned by the pipeline's role."""
+    with running_server(tmp_path_factory.mktemp("postgres") / "postgres") as url:
+        yield url
+
+
+@pytest.fixture
+def database_url(server: str) -> Iterator[str]:
+    """URL of a new, empty database."""
+    name = f"test_{next(_numbers)}"
+    admin = psycopg2.connect(re.sub(r"//[^@]*@/[^?]*", "//postgres@/postgres", server))
+    admin.autocommit = True
+    with admin.cursor() as cursor:
+        cursor.execute(f"create database {name} owner mt5_crs")
+        yield re.sub(r"@/[^?]*", f"@/{name}", server)
+        cursor.execute(f"drop database {name} with (force)")
+    admin.close()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of a state folder and database of the test's own, for daily bars."""
+    return Settings(home=tmp_path / "home", database_url=database_url)
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """Folder of real MetaTrader 5 exports; skips loudly where it is absent."""
+    if not SAMPLES.is_dir():
+        pytest.skip(f"SKIPPED LOUDLY: no sample exports at {SAMPLES}")
+    return SAMPLES
