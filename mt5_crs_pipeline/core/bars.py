@@ -71,11 +71,18 @@ def check_timeframe(timeframe: str) -> str:
 
 
 def close_time(time: pd.Series, timeframe: str) -> pd.Series:
-    """Return when each bar opened at `time` (datetime64, UTC) closes; NaT stays NaT."""
+    """Return when each bar opened at `time` (datetime64, UTC) closes, in microseconds; NaT stays NaT."""
     check_timeframe(timeframe)
+    # Nanoseconds end in 2262, and a bar from beyond must be rejected with a reason.
+    opens = time.dt.as_unit("us")
     if timeframe == "MN1":
-        return time + pd.DateOffset(months=1)
-    return time + pd.Timedelta(minutes=TIMEFRAME_MINUTES[timeframe])
+        # A month that begins by the broker's clock may begin on the day before in UTC: March on 29 February, 22:00.
+        # A month later that is 29 March, two days before the bar closes.
+        day = pd.Timedelta(days=1).as_unit("us")
+        closes: pd.Series = opens + day + pd.DateOffset(months=1) - day
+    else:
+        closes = opens + pd.Timedelta(minutes=TIMEFRAME_MINUTES[timeframe]).as_unit("us")
+    return closes
 
 
 def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime) -> pd.Series:

@@ -75,13 +75,14 @@ def find_feature(name: str) -> Feature:
     stem, numbers = (match[1], match[2]) if match else (name, "")
     family = _FAMILIES.get(stem)
     windows = tuple(int(number) for number in numbers.split("_")[1:])
-    if family is None or family.compute.__code__.co_argcount != 1 + len(windows):
+    # One feature has one name: sma_05 is no second sma_5.
+    canonical = "_".join([stem, *map(str, windows)])
+    if family is None or family.compute.__code__.co_argcount != 1 + len(windows) or name != canonical:
         raise ConfigurationError(f"feature {name!r} is unknown: declared are {', '.join(sorted(_FAMILIES))}")
     if any(window < 1 for window in windows):
         raise ConfigurationError(f"feature {name!r} has a window below 1")
-    description = (
-        (family.compute.__doc__ or "").split("\n")[0].replace("n bars", f"{windows[0] if windows else 1} bars")
-    )
+    bars = f"{windows[0]} bar{'s' if windows[0] > 1 else ''}" if windows else ""
+    description = (family.compute.__doc__ or "").split("\n")[0].replace("n bars", bars)
     return Feature(name, family.group, family.unit, family.lookback(*windows), description, windows, family.compute)
 
 
@@ -405,7 +406,7 @@ def compute_features(
     With `include_target` also the column `target` (1.0 when the next close is higher, else 0.0), without the rows whose
     next bar is missing. Columns as in `feature_frame`.
     """
-    result = df.join(feature_frame(df, config))
+    result = _with_columns(df, feature_frame(df, config))
     wanted = get_feature_names(config)
     if include_target:
         result[TARGET] = direction_target(df)
@@ -413,9 +414,14 @@ def compute_features(
     return result.dropna(subset=wanted)
 
 
+def _with_columns(df: pd.DataFrame, columns: pd.DataFrame) -> pd.DataFrame:
+    # By position: a join would multiply the rows of a frame that repeats index labels.
+    return df.assign(**{str(name): columns[name].to_numpy() for name in columns})
+
+
 def _with_group(df: pd.DataFrame, config: FeatureConfig | None, group: str) -> pd.DataFrame:
     names = [feature.name for feature in (config or FeatureConfig()).declared if feature.group == group]
-    return df.join(feature_frame(df, FeatureConfig(tuple(names)))) if names else df.copy()
+    return _with_columns(df, feature_frame(df, FeatureConfig(tuple(names)))) if names else df.copy()
 
 
 def compute_price_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
@@ -452,4 +458,6 @@ def compute_rsi(close: pd.Series, window: int = 14) -> pd.Series:
     """Return the relative strength index of one symbol's closes in time order; NaN for the first `window` rows."""
     if window < 1:
         raise ConfigurationError(f"RSI window {window} is below 1")
-    return pd.Series(_rsi(close.to_numpy(dtype=float), window), index=close.index, name=f"rsi_{window}")
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        values = _rsi(close.to_numpy(dtype=float), window)
+    return pd.Series(values, index=close.index, name=f"rsi_{window}")

@@ -83,9 +83,8 @@ def predict(booster: Any, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
     finite = np.isfinite(values.to_numpy(dtype=float))
     if not finite.all():
         row, column = np.argwhere(~finite)[0]
-        raise InputError(
-            f"feature {names[int(column)]!r} is {values.iat[int(row), int(column)]!r} in row {rows.index[row]!r}"
-        )
+        value = float(values.iloc[row, column])
+        raise InputError(f"feature {names[int(column)]!r} is {value} in row {rows.index[row]}")
     probability: npt.NDArray[np.float64] = booster.predict(xgboost.DMatrix(values)).astype(np.float64)
     return probability
 
@@ -115,8 +114,8 @@ def check_trainable(rows: pd.DataFrame, features: list[str]) -> None:
     values = rows[features].to_numpy(dtype=float)
     if not np.isfinite(values).all():
         row, column = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f"training row {rows.index[row]!r} has {features[int(column)]} = {values[row, column]}")
-    classes = sorted(rows[TARGET].unique())
+        raise InputError(f"training row {rows.index[row]} has {features[int(column)]} = {values[row, column]}")
+    classes = sorted(rows[TARGET].unique().tolist())
     if classes != [0.0, 1.0]:
         raise InputError(
             f"training needs bars that went up and bars that did not; {len(rows)} rows have only {classes}"

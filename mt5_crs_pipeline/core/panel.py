@@ -16,13 +16,13 @@ class Panel:
 
     A frame without a `symbol` column is one symbol. `lagged` looks back over the previous rows without regard to
     symbols: a value is meaningful where `age` is at least the lag, and the caller blanks the rest.
-    Raises InputError, naming the column and the first offending row, for a missing or non-numeric column, times that
-    are not aware, and repeated (symbol, time).
+    Raises InputError, naming the column and the first offending row, for a missing or non-numeric column, a missing
+    symbol, times that are not aware, and repeated (symbol, time).
     """
 
     def __init__(self, bars: pd.DataFrame, columns: Iterable[str]) -> None:
         time = _aware_time(bars)
-        symbols = pd.factorize(bars["symbol"])[0] if "symbol" in bars else np.zeros(len(bars), dtype=np.int64)
+        symbols = _symbol_codes(bars)
         self.order = np.lexsort((time, symbols))
         symbols, time = symbols[self.order], time[self.order]
         starts = np.r_[True, symbols[1:] != symbols[:-1]] if len(bars) else np.zeros(0, dtype=bool)
@@ -61,6 +61,15 @@ def lagged(values: Array, bars: int) -> Array:
     return result
 
 
+def _symbol_codes(bars: pd.DataFrame) -> npt.NDArray[np.int64]:
+    if "symbol" not in bars:
+        return np.zeros(len(bars), dtype=np.int64)
+    codes: npt.NDArray[np.int64] = pd.factorize(bars["symbol"])[0]
+    if (codes < 0).any():
+        raise InputError(f"column 'symbol' is missing in row {bars.index[codes < 0][0]}")
+    return codes
+
+
 def _aware_time(bars: pd.DataFrame) -> npt.NDArray[np.int64]:
     if "time" not in bars:
         raise InputError(f"column 'time' is missing; the frame has {', '.join(map(str, bars.columns)) or 'no columns'}")
@@ -69,7 +78,7 @@ def _aware_time(bars: pd.DataFrame) -> npt.NDArray[np.int64]:
             f"column 'time' is {bars['time'].dtype}: make it aware UTC, for example .dt.tz_localize('UTC')"
         )
     if bars["time"].isna().any():
-        raise InputError(f"column 'time' is missing in row {bars.index[bars['time'].isna()][0]!r}")
+        raise InputError(f"column 'time' is missing in row {bars.index[bars['time'].isna()][0]}")
     return bars["time"].to_numpy(dtype="datetime64[ns]").astype(np.int64)
 
 
@@ -78,8 +87,14 @@ def _numbers(bars: pd.DataFrame, name: str) -> Array:
         raise InputError(f"column {name!r} is missing; the frame has {', '.join(map(str, bars.columns))}")
     column = bars[name]
     if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
-        raise InputError(f"column {name!r} is {column.dtype}, not a number; first value {column.iloc[:1].tolist()}")
-    if pd.api.types.is_integer_dtype(column.dtype) and (column.abs() >= 2**53).any():
-        row = column.index[column.abs() >= 2**53][0]
-        raise InputError(f"column {name!r} holds {column[row]} in row {row!r}: a double cannot hold integers from 2^53")
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
+        wrong = [(row, value) for row, value in column.items() if not isinstance(value, (int, float))][:1]
+        found = "".join(f": row {row} holds {value!r}" for row, value in wrong)
+        raise InputError(f"column {name!r} is {column.dtype}, not a number{found}")
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    inexact = np.flatnonzero(np.abs(values) >= 2**53) if pd.api.types.is_integer_dtype(column.dtype) else []
+    if len(inexact):
+        raise InputError(
+            f"column {name!r} holds {column.iloc[inexact[0]]} in row {column.index[inexact[0]]}:"
+            " a double cannot hold integers from 2^53"
+        )
+    return values

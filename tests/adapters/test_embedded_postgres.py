@@ -21,7 +21,7 @@ import psutil
 import psycopg2
 import pytest
 
-from mt5_crs_pipeline.adapters import embedded_postgres
+from mt5_crs_pipeline.adapters import embedded_postgres, embedded_postgres_site
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.core.errors import ConfigurationError, DatabaseUnavailableError, PipelineError, StateFolderError
 
@@ -491,7 +491,7 @@ def test_data_is_handed_over_when_the_server_user_got_another_number(folder: Pat
 
 @as_root_only
 def test_root_without_a_server_user_is_told_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_postgres, "SERVER_ACCOUNT", "mt5crs-absent")
+    monkeypatch.setattr(embedded_postgres_site, "SERVER_ACCOUNT", "mt5crs-absent")
     monkeypatch.setenv("PATH", str(home))  # no useradd
     with pytest.raises(ConfigurationError, match=r"mt5crs-absent.*create it, or run as a normal user"):
         use(home / "postgres")
