@@ -20,8 +20,10 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print the re
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and exit 1, or 2 for bad usage."""
+    # XGBoost's threads spin while they wait for each other: on a busy machine training then takes eight times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        commands(standalone_mode=False)
+        commands(prog_name="mt5-crs", standalone_mode=False)
     except ConfigurationError as error:
         _fail(str(error), 2)
     except PipelineError as error:
@@ -29,11 +31,10 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.UsageError as error:
-        error.show()
-        sys.exit(2)
+        command = error.ctx.command_path if error.ctx else "mt5-crs"
+        _fail(f"{error.format_message()}; see `{command} --help`", 2)
     except click.ClickException as error:
-        error.show()
-        sys.exit(1)
+        _fail(error.format_message(), 1)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted: what was finished is kept, nothing is half written", 130)
 
@@ -252,7 +253,7 @@ def _retrain(settings: Settings, database: Any) -> dict[str, Any]:
     """Run the job and return what the newest model is worth."""
     with _step("loading Dagster"):
         from mt5_crs_pipeline.runner import newest_result, retrain
-    retrain(settings, database)
+    retrain(settings, database, lambda text: click.echo(text, err=True))
     return newest_result(settings)
 
 

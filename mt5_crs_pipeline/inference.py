@@ -10,7 +10,14 @@ import numpy as np
 import pandas as pd
 
 from mt5_crs_pipeline.adapters.model_store import ModelStore
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, OPTIONAL_COLUMNS, adjusted, close_time, reject_reasons
+from mt5_crs_pipeline.core.bars import (
+    BAR_COLUMNS,
+    OPTIONAL_COLUMNS,
+    VALUE_COLUMNS,
+    adjusted,
+    close_time,
+    reject_reasons,
+)
 from mt5_crs_pipeline.core.errors import InputError, NotEnoughBarsError, UnknownSymbolError
 from mt5_crs_pipeline.core.features import feature_frame, get_feature_names
 from mt5_crs_pipeline.core.model import predict
@@ -93,8 +100,7 @@ class PricePredictor:
         missing = [name for name in names if name not in features]
         if missing:
             raise InputError(f"features missing: {', '.join(missing)}")
-        row = pd.DataFrame([[float(features[name]) for name in names]], columns=names)
-        return self._answers(row, [symbol], [None])[0]
+        return self._answers(pd.DataFrame([{name: features[name] for name in names}]), [symbol], [None])[0]
 
     def predict_batch(self, frame: pd.DataFrame) -> list[Prediction]:
         """Predict every row of a frame with the feature columns, and symbol and event_timestamp where it has them."""
@@ -107,6 +113,9 @@ class PricePredictor:
         return self._answers(frame, symbols, closes)
 
     def _answers(self, rows: pd.DataFrame, symbols: list[Any], closes: list[Any]) -> list[Prediction]:
+        for symbol in set(symbols) - {None}:
+            self._check_symbol(symbol)
+        _check_numbers(rows, get_feature_names(self.config))
         note = (
             "out-of-sample evidence clears the base rate"
             if self.edge_shown
@@ -137,17 +146,28 @@ class PricePredictor:
             raise InputError(
                 f"column 'time' is {bars['time'].dtype}: make it aware UTC, for example .dt.tz_localize('UTC')"
             )
+        _check_numbers(bars, [name for name in VALUE_COLUMNS if name in bars])
         absent = {name: np.nan for name in OPTIONAL_COLUMNS if name not in bars}
         timeframes = {} if "timeframe" in bars else {"timeframe": timeframe}
-        return bars.assign(**absent, **timeframes).reset_index(drop=True)
+        utc = bars["time"].dt.tz_convert("UTC")
+        return bars.assign(**absent, **timeframes, time=utc).reset_index(drop=True)
 
     def _known_symbol(self, bars: pd.DataFrame) -> str:
         symbols = bars["symbol"].unique().tolist()
         if len(symbols) != 1:
             raise InputError(f"bars of one symbol are needed, these are of {', '.join(map(str, symbols)) or 'none'}")
-        if symbols[0] not in self.metadata["symbols"]:
-            raise UnknownSymbolError(
-                f"model {self.model_version} was not trained on {symbols[0]!r}, only on"
-                f" {', '.join(self.metadata['symbols'])}"
+        return self._check_symbol(symbols[0])
+
+    def _check_symbol(self, symbol: object) -> str:
+        if symbol not in self.metadata["symbols"]:
+            known = ", ".join(self.metadata["symbols"])
+            raise UnknownSymbolError(f"model {self.model_version} was not trained on {symbol!r}, only on {known}")
+        return str(symbol)
+
+
+def _check_numbers(frame: pd.DataFrame, names: list[str]) -> None:
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name]):
+            raise InputError(
+                f"{name} is {frame[name].dtype}, not a number; first value {frame[name].iloc[:1].tolist()}"
             )
-        return str(symbols[0])

@@ -14,7 +14,7 @@ from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.foreign_table import map_columns, read_bars_from_table
 from mt5_crs_pipeline.adapters.mt5 import BarFile, connect_terminal, read_bars, read_terminal
 from mt5_crs_pipeline.adapters.postgres import connected, libpq_url
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, check_symbol, check_timeframe, reject_reasons
+from mt5_crs_pipeline.core.bars import BAR_COLUMNS, TIMEFRAMES, check_symbol, check_timeframe, reject_reasons
 from mt5_crs_pipeline.settings import Settings
 
 Report = dict[str, Any]
@@ -93,7 +93,7 @@ class _Summary:
             reasons = rows["reason"].where(rows["reason"].notna(), reasons)
         valid = rows[reasons.isna()]
         self._symbols |= set(valid["symbol"])
-        self._timeframes.add(timeframe)
+        self._timeframes |= set(rows["timeframe"]) & set(TIMEFRAMES)
         self._times += [valid["time"].min(), valid["time"].max()] if len(valid) else []
         for reason, number in reasons.dropna().value_counts().items():
             self._reasons[str(reason)] = self._reasons.get(str(reason), 0) + int(number)

@@ -1,6 +1,7 @@
 """A Dagster logger that tells a person at a terminal what is going on, one line per asset."""
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -13,6 +14,9 @@ class _Lines(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self._rows = ""
+        # During a run Dagster turns stderr into a file that another process shows a second late, less its last lines.
+        # Open to the end of the process: Dagster closes all handlers, and then goes on using this one.
+        self._terminal = os.dup(sys.stderr.fileno())
 
     def emit(self, record: logging.LogRecord) -> None:
         event: Any = getattr(record, "dagster_meta", {}).get("dagster_event")
@@ -30,8 +34,7 @@ class _Lines(logging.Handler):
             self._write(" failed\n")
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        os.write(self._terminal, text.encode())
 
 
 def _logger(_context: dg.InitLoggerContext) -> logging.Logger:

@@ -3,12 +3,12 @@
 import contextlib
 import importlib.resources
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import psutil
 
 from mt5_crs_pipeline.adapters.bar_store import months_with_bars
 from mt5_crs_pipeline.adapters.database import Database
@@ -19,10 +19,12 @@ from mt5_crs_pipeline.core.errors import InputError, PipelineError
 from mt5_crs_pipeline.defs.assets.model import current_version
 from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.processes import is_alive, own_process, recorded_processes
 from mt5_crs_pipeline.progress import progress_logger
 from mt5_crs_pipeline.settings import Settings
 
 PROCESS_TAG = "mt5_crs/process"
+AT_WORK = (dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING)
 
 
 def child_environment(settings: Settings, url: str) -> dict[str, str]:
@@ -34,11 +36,14 @@ def child_environment(settings: Settings, url: str) -> dict[str, str]:
         "MT5_CRS_HOME": str(settings.home),
         "MT5_CRS_DAGSTER_URL": sqlalchemy_url(url, DAGSTER_SCHEMA),
         "DAGSTER_HOME": str(settings.dagster_home),
+        # The months that a run materializes are written at once per asset: a tenth of the time.
+        "DAGSTER_EVENT_BATCH_SIZE": "1000",
     }
 
 
 def prepare_dagster_home(settings: Settings) -> None:
     """Put the project's dagster.yaml where Dagster looks for it."""
+    make_folder(settings.home)
     commit_bytes(make_folder(settings.dagster_home) / "dagster.yaml", project_file("dagster.yaml").read_bytes())
 
 
@@ -48,27 +53,44 @@ def project_file(name: str) -> Path:
     return package / name if (package / name).exists() else package.parent / name
 
 
+def ui_record(settings: Settings) -> Path:
+    """Return the file in which `mt5-crs ui` keeps which processes it started."""
+    return settings.home / "ui.processes"
+
+
 @contextlib.contextmanager
 def dagster_instance(settings: Settings, url: str) -> Iterator[dg.DagsterInstance]:
-    """Yield the instance of the state folder, after ending runs whose process is gone."""
+    """Yield the instance of the state folder, after ending runs and removing temp files whose process is gone."""
     prepare_dagster_home(settings)
     os.environ.update(child_environment(settings, url))
+    for folder in (settings.home / "lake", settings.home / "models", settings.home / "reports", settings.dagster_home):
+        remove_leftovers(folder)
     with dg.DagsterInstance.get() as instance:
-        end_orphans(instance)
+        # Keeps a connection open, as the webserver does: a run writes many hundred events.
+        instance.optimize_for_webserver(statement_timeout=600_000, pool_recycle=3600, max_overflow=20)
+        end_orphans(instance, daemon_lives=any(map(is_alive, recorded_processes(ui_record(settings)))))
         yield instance
 
 
-def end_orphans(instance: dg.DagsterInstance) -> int:
-    """Mark command-line runs as failed whose process no longer exists; return how many."""
-    running = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING]))
-    orphans = [run for run in running if PROCESS_TAG in run.tags and not _is_alive(run.tags[PROCESS_TAG])]
+def end_orphans(instance: dg.DagsterInstance, daemon_lives: bool) -> int:
+    """Mark runs as failed that nobody works on any more; return how many.
+
+    A run of the command line names its process; any other run is the daemon's, and ends with it.
+    """
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*AT_WORK, dg.DagsterRunStatus.NOT_STARTED]))
+    orphans = [
+        run
+        for run in unfinished
+        if (PROCESS_TAG in run.tags and not is_alive(run.tags[PROCESS_TAG]))
+        or (PROCESS_TAG not in run.tags and run.status in AT_WORK and not daemon_lives)
+    ]
     for run in orphans:
         instance.report_run_failed(run, "its process is gone: it was killed, or the machine stopped")
     return len(orphans)
 
 
-def retrain(settings: Settings, database: Database) -> None:
-    """Run `daily_retrain` over all months that have bars, in this process.
+def retrain(settings: Settings, database: Database, say: Callable[[str], None]) -> None:
+    """Run `daily_retrain` over all months that have bars, in this process, after runs that are at work already.
 
     Raises InputError when there are none, and what the failed step raised, in one line.
     """
@@ -77,14 +99,15 @@ def retrain(settings: Settings, database: Database) -> None:
     with database.url() as url:
         months = _months(settings, url)
         with dagster_instance(settings, url) as instance:
-            remove_leftovers(settings.home / "lake")
+            _wait_for_other_runs(instance, say)
             job = dg.Definitions.merge(defs, dg.Definitions(loggers={"console": progress_logger})).resolve_job_def(
                 "daily_retrain"
             )
+            say(f"  planning {len(months)} months, {months[0]} to {months[-1]}")
             result = job.execute_in_process(
                 instance=instance,
                 run_config={"loggers": {"console": {}}},
-                tags={**range_tags(months[0], months[-1]), PROCESS_TAG: _own_process()},
+                tags={**range_tags(months[0], months[-1]), PROCESS_TAG: own_process()},
                 raise_on_error=False,
             )
     if not result.success:
@@ -105,21 +128,34 @@ def newest_result(settings: Settings) -> dict[str, Any]:
 
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
-    """Say in one line why a run failed; the whole error of a bug."""
+    """Say in one line why a run failed; the whole error of a bug. Raises KeyboardInterrupt when Ctrl-C ended it."""
     for event in result.all_events:
         if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
             check = event.asset_check_evaluation_data
-            found = ", ".join(f"{name} {value.value}" for name, value in check.metadata.items())
+            counts = {name: value.value for name, value in check.metadata.items() if isinstance(value.value, int)}
+            found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
             return f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {found}"
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
             error = event.step_failure_data.error
-            while error.cause:
+            while error.cause and error.cls_name not in _own_errors():
                 error = error.cause
             if error.cls_name in _own_errors():
                 return f"{event.step_key}: {error.message.split(': ', 1)[-1].strip()}"
+            if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+                raise KeyboardInterrupt
             return f"{event.step_key} failed; this is a bug:\n{error.to_string()}"
-    return f"run {result.run_id} failed before its first step"
+    causes = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+    cause = causes[0].to_string() if causes and causes[0] else "no cause given"
+    return f"run {result.run_id} failed outside its steps; this is a bug:\n{cause}"
+
+
+def _wait_for_other_runs(instance: dg.DagsterInstance, say: Callable[[str], None]) -> None:
+    """Wait until no other process writes to the lake; the daemon in turn waits for us."""
+    while others := instance.get_runs(dg.RunsFilter(statuses=AT_WORK), limit=1):
+        say(f"  waiting for run {others[0].run_id} of {others[0].job_name} to end")
+        while not getattr(instance.get_run_by_id(others[0].run_id), "is_finished", True):
+            time.sleep(1)
 
 
 def _months(settings: Settings, url: str) -> list[str]:
@@ -145,15 +181,3 @@ def _own_errors() -> set[str]:
         found.add(kind.__name__)
         queue += kind.__subclasses__()
     return found
-
-
-def _own_process() -> str:
-    return f"{os.getpid()}@{psutil.Process().create_time():.0f}"
-
-
-def _is_alive(process: str) -> bool:
-    pid, _, started = process.partition("@")
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
-    except psutil.Error:
-        return False

@@ -1,6 +1,7 @@
 """The one place that reads the environment: variables MT5_CRS_*, and a `.env` file in the working directory."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,10 @@ ENVIRONMENT_PREFIX = "MT5_CRS_"
 class Settings(BaseSettings):
     """What a user can choose from outside; every default lives here."""
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_file=".env", extra="ignore", frozen=True)
+    # An empty variable counts as unset: an empty HOME must not make the working directory the state folder.
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     home: Path = Path(".mt5_crs")
     database_url: SecretStr = SecretStr("")
@@ -28,25 +32,30 @@ class Settings(BaseSettings):
     @field_validator("home")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError as error:
+            raise ConfigurationError(f"{ENVIRONMENT_PREFIX}HOME {str(value)!r} names no folder: {error}") from error
 
     @field_validator("timeframe")
     @classmethod
     def _known_timeframe(cls, value: str) -> str:
-        return check_timeframe(value)
+        return _naming("TIMEFRAME", check_timeframe, value)
 
     @field_validator("start")
     @classmethod
     def _month(cls, value: str) -> str:
         if not re.fullmatch(r"(19|20)\d\d-(0[1-9]|1[0-2])", value):
-            raise ConfigurationError(f"START {value!r} is no month: write it like 2015-01")
+            raise ConfigurationError(f"{ENVIRONMENT_PREFIX}START {value!r} is no month: write it like 2015-01")
         return value
 
     @field_validator("symbols", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-        return tuple(check_symbol(name) for name in names if name) if isinstance(names, list) else names
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(_naming("SYMBOLS", check_symbol, name) for name in names if name)
 
     @property
     def lake(self) -> Path:
@@ -69,12 +78,20 @@ class Settings(BaseSettings):
         return self.home / "dagster"
 
 
+def _naming(variable: str, check: Callable[[str], str], value: str) -> str:
+    """Return what `check` makes of `value`; its error begins with the variable's name."""
+    try:
+        return check(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{ENVIRONMENT_PREFIX}{variable}: {error}") from error
+
+
 def load_settings() -> Settings:
     """Read the settings once; raise ConfigurationError with one line that names the variable and the choices."""
     try:
         return Settings()
-    except ConfigurationError:
-        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the file .env cannot be read as UTF-8 text: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ENVIRONMENT_PREFIX + str(first["loc"][0]).upper()

@@ -11,10 +11,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fasteners
+import psutil
+
 from mt5_crs_pipeline.adapters.database import Database
-from mt5_crs_pipeline.adapters.files import make_folder
+from mt5_crs_pipeline.adapters.files import commit_bytes, make_folder, remove
 from mt5_crs_pipeline.core.errors import ConfigurationError, TransientError
-from mt5_crs_pipeline.runner import child_environment, dagster_instance, project_file
+from mt5_crs_pipeline.processes import is_alive, process_name, recorded_processes
+from mt5_crs_pipeline.runner import child_environment, dagster_instance, project_file, ui_record
 from mt5_crs_pipeline.settings import Settings
 
 HOST = "127.0.0.1"
@@ -22,10 +26,16 @@ READY_TIMEOUT_S = 120
 
 
 def serve_ui(settings: Settings, port: int, say: Callable[[str], None]) -> None:
-    """Run database, webserver and daemon until Ctrl-C or SIGTERM; raise ConfigurationError when the port is taken."""
+    """Run database, webserver and daemon until Ctrl-C or SIGTERM.
+
+    Raises ConfigurationError when the port is taken, or another one runs on this state folder.
+    """
     _refuse_taken_port(port)
     logs = make_folder(settings.home / "logs")
-    with Database(settings).url() as url, _stopping_on_sigterm(), contextlib.ExitStack() as children:
+    with contextlib.ExitStack() as children:
+        children.enter_context(_stopping_on_sigterm())
+        children.enter_context(_only_one(settings))
+        url = children.enter_context(Database(settings).url())
         with dagster_instance(settings, url):
             pass  # recovers what a killed process left, and creates Dagster's tables once, not in two racing children
         environment = child_environment(settings, url)
@@ -39,6 +49,8 @@ def serve_ui(settings: Settings, port: int, say: Callable[[str], None]) -> None:
             name: children.enter_context(_child([_program(name), *arguments], environment, logs / f"{name}.log"))
             for name, arguments in started.items()
         }
+        names = [process_name(psutil.Process(child.pid)) for child in running.values()]
+        commit_bytes(ui_record(settings), "\n".join(names).encode())
         _wait_until_ready(running, port, logs)
         say(f"Dagster UI: http://{HOST}:{port}   logs: {logs}   Ctrl-C stops everything")
         with contextlib.suppress(KeyboardInterrupt):
@@ -48,6 +60,21 @@ def serve_ui(settings: Settings, port: int, say: Callable[[str], None]) -> None:
         ended = [name for name, child in running.items() if child.poll() is not None]
     if ended:
         raise TransientError(f"{ended[0]} ended by itself: see {logs / ended[0]}.log")
+
+
+@contextlib.contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the state folder's one place for a daemon: two would both run every schedule."""
+    lock = fasteners.InterProcessLock(settings.home / "ui.lock")
+    if not lock.acquire(blocking=False):
+        raise ConfigurationError(f"another `mt5-crs ui` runs on {settings.home}: stop it, or set another MT5_CRS_HOME")
+    try:
+        for name in filter(is_alive, recorded_processes(ui_record(settings))):
+            _kill_group(int(name.partition("@")[0]))  # of an `mt5-crs ui` that was killed
+        yield
+        remove(ui_record(settings))
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
@@ -77,13 +104,19 @@ def _stop(child: "subprocess.Popen[bytes]") -> None:
         child.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT))
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(timeout=20)
-    if sys.platform == "win32":
-        child.kill()
-    else:
-        # The code servers that a killed webserver or daemon leaves behind are in its group.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
+    _kill_group(child.pid)
     child.wait(timeout=20)
+
+
+def _kill_group(leader: int) -> None:
+    """Kill a child, and the code servers and runs that it left behind or still has."""
+    if sys.platform == "win32":
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [*psutil.Process(leader).children(recursive=True), psutil.Process(leader)]:
+                process.kill()
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader, signal.SIGKILL)
 
 
 def _program(name: str) -> str:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.settings import ENVIRONMENT_PREFIX, Settings
+from tests.commands import short_folder, succeed
 
 SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
 _numbers = itertools.count(1)
@@ -57,3 +59,23 @@ def samples() -> Path:
     if not SAMPLES.is_dir():
         pytest.skip(f"SKIPPED LOUDLY: no sample exports at {SAMPLES}")
     return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Iterator[Path]:
+    """A short folder for state folders with embedded databases; what still runs in it at the end is killed."""
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def first_demo(demo_folder: Path) -> "subprocess.CompletedProcess[str]":
+    """What `mt5-crs demo` said on a machine that never saw it."""
+    return succeed(demo_folder / "home", "demo")
+
+
+@pytest.fixture
+def demo_home(demo_folder: Path, first_demo: "subprocess.CompletedProcess[str]") -> Path:
+    """State folder in which the demo ran undisturbed; a test that changes it works on a copy."""
+    assert first_demo.returncode == 0
+    return demo_folder / "home"

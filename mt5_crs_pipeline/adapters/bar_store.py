@@ -11,6 +11,7 @@ import pandas as pd
 import psycopg2.errors
 import pyarrow as pa
 import pyarrow.csv
+from psycopg2.extras import execute_batch
 from psycopg2.sql import SQL, Composed, Identifier
 
 from mt5_crs_pipeline.adapters.postgres import WRITER_LOCK, Connection, connected
@@ -84,10 +85,12 @@ def quarantine(connection: Connection, rejected: pd.DataFrame, source: str) -> N
         for row in rejected.to_dict("records")
     ]
     with connection.cursor() as cursor:
-        cursor.executemany(
+        execute_batch(
+            cursor,
             "insert into market_data_quarantine (symbol, timeframe, time, reason, source, row_content)"
             " values (%s, %s, %s, %s, %s, %s) on conflict do nothing",
             rows,
+            page_size=1000,
         )
 
 
@@ -204,12 +207,14 @@ def read_foreign_table(
 
 def foreign_columns(connection: Connection, table: str) -> list[str]:
     """Return the column names of `table` (`name` or `schema.name`); empty when there is no such table."""
-    schema, _, name = table.rpartition(".")
+    *schema, name = table.split(".", 1)
     with connection.cursor() as cursor:
         cursor.execute(
             "select attname from pg_attribute join pg_class on pg_class.oid = attrelid"
-            " where relname = %(name)s and attnum > 0 and not attisdropped and case when %(schema)s = '' then"
-            " pg_table_is_visible(pg_class.oid) else relnamespace = to_regnamespace(%(schema)s) end order by attnum",
+            " join pg_namespace on pg_namespace.oid = relnamespace"
+            " where relname = %(name)s and relkind = any('{r,p,v,m,f}') and attnum > 0 and not attisdropped"
+            " and case when %(schema)s = '{}' then pg_table_is_visible(pg_class.oid) else nspname = any(%(schema)s) end"
+            " order by attnum",
             {"name": name, "schema": schema},
         )
         return [column for (column,) in cursor.fetchall()]
@@ -294,5 +299,7 @@ def _copy_out(connection: Connection, query: Composed, parameters: dict[str, Any
 
 
 def _text(value: object) -> str | None:
-    """Return `value` as text PostgreSQL can store: it has no NUL character."""
-    return None if value is None or value is pd.NaT else str(value).replace("\x00", "\\0")
+    """Return `value` as text PostgreSQL can store: no NUL character, and no half of a surrogate pair."""
+    if value is None or value is pd.NaT:
+        return None
+    return str(value).replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import pandas as pd
+from psycopg2.extensions import parse_dsn
 
+from mt5_crs_pipeline.adapters.feast_import import import_feast
 from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, libpq_url, sqlalchemy_url
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
@@ -27,18 +28,17 @@ DIRECTION_MODEL = "direction_model"
 
 def feast_environment(url: str, timeframe: str) -> dict[str, str]:
     """Return the variables that feature_store.yaml names, for the server at `url`; one Feast project per timeframe."""
-    parts = urlsplit(libpq_url(url))
-    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    parts = parse_dsn(libpq_url(url))
     values = {
         "PROJECT": f"mt5_crs_{timeframe.lower()}",
         "REGISTRY": sqlalchemy_url(url, FEAST_SCHEMA),
-        "HOST": unquote(parts.hostname or "") or query.get("host", "localhost"),
-        "PORT": str(parts.port or query.get("port", 5432)),
-        "DATABASE": unquote(parts.path.lstrip("/")) or query.get("dbname", "postgres"),
+        "HOST": parts.get("host", "localhost"),
+        "PORT": parts.get("port", "5432"),
+        "DATABASE": parts.get("dbname", "postgres"),
         "SCHEMA": FEAST_SCHEMA,
-        "USER": unquote(parts.username or query.get("user", "postgres")),
-        "PASSWORD": unquote(parts.password or query.get("password", "")),
-        "SSLMODE": query.get("sslmode", "prefer"),
+        "USER": parts.get("user", "postgres"),
+        "PASSWORD": parts.get("password", ""),
+        "SSLMODE": parts.get("sslmode", "prefer"),
     }
     return {f"MT5_CRS_FEAST_{name}": value for name, value in values.items()}
 
@@ -55,6 +55,7 @@ class FeastStore:
     def store(self) -> Any:
         """The feast.FeatureStore, opened at first use."""
         if self._store is None:
+            import_feast()
             import yaml
             from feast import FeatureStore
             from feast.repo_config import RepoConfig
@@ -68,6 +69,7 @@ class FeastStore:
 
     def apply(self) -> dict[str, int]:
         """Make the registry equal to the definitions; return how many of each kind there are now."""
+        import_feast()
         from feature_repo.feature_definitions import build
 
         repository = build(self.lake)
@@ -76,7 +78,7 @@ class FeastStore:
             "entities": len(self.store.list_entities()),
             "feature views": len(self.store.list_feature_views()),
             "feature services": len(self.store.list_feature_services()),
-            "features": len(repository.technical_features.schema),
+            "features": len(repository.technical_features.features),
         }
 
     def registered_feature_set(self) -> str | None:
@@ -110,7 +112,20 @@ class FeastStore:
         )
         names = get_feature_names(PIPELINE_FEATURES)
         rows: pd.DataFrame = response.to_df(include_event_timestamps=True)
-        return rows.rename(columns={f"{names[0]}__ts": EVENT_TIMESTAMP})[["symbol", EVENT_TIMESTAMP, *names]]
+        # Feast gives seconds since 1970, and 0 where it has no row.
+        seconds = rows[f"{names[0]}__ts"]
+        time = pd.to_datetime(seconds.where(seconds > 0), unit="s", utc=True).dt.as_unit("us")
+        return rows[["symbol"]].assign(**{EVENT_TIMESTAMP: time}).join(rows[names].astype(float))
+
+    def close(self) -> None:
+        """Close the connections; Feast keeps them open and has no call of its own that does."""
+        if self._store is None:
+            return
+        self._store.registry.write_engine.dispose()
+        online_store = self._store._get_provider().online_store
+        if online_store._conn is not None:
+            online_store._conn.close()
+        self._store = None
 
 
 @contextlib.contextmanager

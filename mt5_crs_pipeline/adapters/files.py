@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from mt5_crs_pipeline.core.errors import DamagedFileError, StateFolderError
 
 TEMPORARY_PREFIX = ".partial-"
@@ -30,7 +32,7 @@ def commit_bytes(target: Path, content: bytes) -> bool:
         if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
             return False
         make_folder(target.parent)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=_own_prefix(), dir=target.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -52,13 +54,15 @@ def commit_folder(target: Path, files: dict[str, bytes]) -> bool:
         if target.exists():
             return False
         make_folder(target.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=target.parent))
         try:
             for name, content in files.items():
                 commit_bytes(temporary / name, content)
             temporary.rename(target)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and target.is_dir():
+                return False  # another process has just committed it
             raise
         _sync_folder(target.parent)
         return True
@@ -84,15 +88,25 @@ def make_folder(folder: Path) -> Path:
 def remove_leftovers(root: Path) -> int:
     """Delete what killed writers left below `root`; return how many temp files and folders went.
 
-    Call it only while no other writer works below `root`.
+    Those of processes that still run stay.
     """
-    leftovers = list(root.rglob(f"{TEMPORARY_PREFIX}*")) if root.is_dir() else []
+    leftovers = [path for path in root.rglob(f"{TEMPORARY_PREFIX}*") if not _has_writer(path)] if root.is_dir() else []
     for path in leftovers:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def _own_prefix() -> str:
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-"
+
+
+def _has_writer(path: Path) -> bool:
+    """True when the process that made this temp file, or the temp folder around it, may still be writing."""
+    writers = [part.split("-")[1] for part in path.parts if part.startswith(TEMPORARY_PREFIX)]
+    return any(writer.isdigit() and psutil.pid_exists(int(writer)) for writer in writers)
 
 
 @contextlib.contextmanager
@@ -106,6 +120,7 @@ def _state_errors(target: Path) -> Iterator[None]:
         errno.EROFS: "the file system is read-only: choose another folder with MT5_CRS_HOME",
         errno.ENOTDIR: "a file is in the way of a folder: remove it or choose another MT5_CRS_HOME",
         errno.EEXIST: "a file is in the way of a folder: remove it or choose another MT5_CRS_HOME",
+        errno.EISDIR: "a folder is in the way of a file: remove it or choose another MT5_CRS_HOME",
     }
     try:
         yield

@@ -1,6 +1,8 @@
 """Bars taken over from a table somebody else fills, in chunks."""
 
 from collections.abc import Iterator
+from decimal import Decimal
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pandas as pd
 from mt5_crs_pipeline.adapters.bar_store import foreign_columns, read_foreign_table
 from mt5_crs_pipeline.adapters.mt5_time import zone_to_utc
 from mt5_crs_pipeline.adapters.postgres import Connection
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, PRICE_COLUMNS, REQUIRED_COLUMNS, VALUE_COLUMNS
+from mt5_crs_pipeline.core.bars import BAR_COLUMNS, PRICE_COLUMNS, REQUIRED_COLUMNS, TIMEFRAMES, VALUE_COLUMNS
 from mt5_crs_pipeline.core.errors import ConfigurationError, InputError
 
 CHUNK_ROWS = 100_000
@@ -61,12 +63,15 @@ def read_bars_from_table(
     """
     for rows in read_foreign_table(connection, table, mapping, CHUNK_ROWS):
         bars = _as_bars(rows.assign(**constants), timezone)
-        for timeframe, part in bars.groupby("timeframe", sort=False):
+        # Rows of no known timeframe go along with any: their reason keeps them out of it.
+        known = bars["timeframe"].where(bars["timeframe"].isin(TIMEFRAMES), TIMEFRAMES[0])
+        for timeframe, part in bars.groupby(known, sort=False):
             yield str(timeframe), part.reset_index(drop=True)
 
 
 def _as_bars(rows: pd.DataFrame, timezone: str) -> pd.DataFrame:
-    bars = pd.DataFrame({"symbol": rows["symbol"].astype(str), "timeframe": rows["timeframe"].astype(str)})
+    names = rows[["symbol", "timeframe"]].astype(object)
+    bars = names.astype(str).where(names.notna(), None)
     bars["time"] = _utc(rows["time"], timezone)
     reason = pd.Series(None, index=rows.index, dtype=object)
     for name in VALUE_COLUMNS:
@@ -75,13 +80,14 @@ def _as_bars(rows: pd.DataFrame, timezone: str) -> pd.DataFrame:
         reason[given.notna() & bars[name].isna() & (given.astype(str).str.lower() != "nan")] = "unreadable_number"
         if name in PRICE_COLUMNS or name == "volume":
             reason[given.isna()] = "missing_value"
-    reason[rows["time"].notna() & bars["time"].isna()] = "nonexistent_or_ambiguous_time"
+    reason[rows["time"].notna() & bars["time"].isna()] = "unreadable_or_ambiguous_time"
+    reason[~bars["timeframe"].isin(TIMEFRAMES)] = "unknown_timeframe"
     return bars.assign(reason=reason)
 
 
 def _utc(time: pd.Series, timezone: str) -> pd.Series:
-    if pd.api.types.is_numeric_dtype(time):
-        time = pd.to_datetime(time, unit="s")
+    if time.map(lambda t: isinstance(t, Real | Decimal)).any():
+        time = pd.to_datetime(pd.to_numeric(time, errors="coerce"), unit="s", errors="coerce")
     parsed = pd.to_datetime(
         time, errors="coerce", utc=bool(time.map(lambda t: getattr(t, "tzinfo", None)).notna().any())
     )

@@ -55,8 +55,7 @@ class Lake:
         """
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
-        tables = [read_parquet(path, wanted.names).cast(wanted) for path in paths]
-        return pa.concat_tables([wanted.empty_table(), *tables])
+        return pa.concat_tables([wanted.empty_table(), *(_read_as(path, wanted) for path in paths)])
 
     def read_with_history(self, stage: str, months: Sequence[str], rows_before: int, schema: pa.Schema) -> pd.DataFrame:
         """Return the rows of `months` and, of earlier months, whole files until every symbol has `rows_before` rows."""
@@ -84,12 +83,30 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return `columns` (default: all) of a file this package wrote, its page checksums verified."""
+    """Return `columns` (default: all) of a file this package wrote, its page checksums and row counts verified."""
     try:
-        return pq.read_table(
-            path, columns=None if columns is None else list(columns), page_checksum_verification=True, partitioning=None
-        )
-    except (OSError, pa.ArrowException) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise DamagedFileError(f"{path} is damaged ({error}): delete it and materialize its month again") from error
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            absent = set(columns or ()) - set(file.schema_arrow.names)
+            if absent:
+                raise _damaged(path, f"it has no column {', '.join(sorted(absent))}")
+            table = file.read(None if columns is None else list(columns))
+            # The footer has no checksum of its own; a damaged count in it would drop rows without a word.
+            if table.num_rows != file.metadata.num_rows:
+                raise _damaged(path, f"{table.num_rows} rows instead of {file.metadata.num_rows}")
+            return table
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _read_as(path: Path, schema: pa.Schema) -> pa.Table:
+    table = read_parquet(path, schema.names)
+    if table.schema.types != schema.types:
+        raise _damaged(path, "its columns have other types than were written")
+    return table.cast(schema)
+
+
+def _damaged(path: Path, cause: str) -> DamagedFileError:
+    said = " ".join(cause.split())
+    return DamagedFileError(f"{path} is damaged or of another version ({said}): delete it and materialize it again")

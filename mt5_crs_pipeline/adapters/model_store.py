@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mt5_crs_pipeline.adapters.files import commit_bytes, commit_folder
 from mt5_crs_pipeline.adapters.lake import parquet_bytes, read_parquet
-from mt5_crs_pipeline.core.errors import BundleRejectedError
+from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
 from mt5_crs_pipeline.core.model import MODEL_TYPE
 from mt5_crs_pipeline.core.model_card import MODEL_FILE
@@ -54,7 +54,12 @@ class Bundle:
         """Return the model as an xgboost.Booster; its hash was checked when the bundle was opened."""
         import xgboost
 
-        return xgboost.Booster(model_file=self.folder / MODEL_FILE)
+        booster = xgboost.Booster(model_file=self.folder / MODEL_FILE)
+        if booster.feature_names != get_feature_names(self.config):
+            raise BundleRejectedError(
+                f"{self.folder / MODEL_FILE} was trained on other features than its metadata says"
+            )
+        return booster
 
     def predictions(self) -> pd.DataFrame:
         """Return the out-of-sample predictions: symbol, event_timestamp, target, probability."""
@@ -75,8 +80,10 @@ class ModelStore:
 
     def versions(self) -> list[str]:
         """Return the stored versions, those trained on the latest data last."""
-        folders = self.folder.glob(f"*/{METADATA_FILE}")
-        return sorted((path.parent.name for path in folders), key=lambda name: (name.split("-")[0], name))
+        cards = [path for path in self.folder.glob(f"*/{METADATA_FILE}") if path.parent.name[0] != "."]
+        # Models of the same newest bar, as after a correction, go by when they were written.
+        cards.sort(key=lambda path: (path.parent.name.split("-")[0], path.stat().st_mtime_ns, path.parent.name))
+        return [path.parent.name for path in cards]
 
     def save(self, metadata: dict[str, Any], booster: Any, predictions: pd.DataFrame) -> Bundle:
         """Store a new bundle in one step; a stored version is never changed."""
@@ -161,7 +168,12 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder / METADATA_FILE} is not of this package: missing {', '.join(missing) or 'nothing'},"
             f" type {metadata.get('model_type')!r}, version {metadata.get('model_version')!r}"
         )
-    config = FeatureConfig.from_json(json.dumps(metadata["feature_config"]))
+    try:
+        config = FeatureConfig.from_json(json.dumps(metadata["feature_config"]))
+    except (ConfigurationError, KeyError, TypeError, ValueError) as error:
+        raise BundleRejectedError(
+            f"{folder.name} was trained on a feature set this package does not know ({error}): retrain"
+        ) from error
     if (config.feature_set_hash, get_feature_names(config)) != (metadata["feature_set_hash"], metadata["features"]):
         raise BundleRejectedError(
             f"{folder.name} was trained on feature set {str(metadata['feature_set_hash'])[:12]}, this package computes"

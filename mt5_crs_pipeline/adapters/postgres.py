@@ -4,11 +4,12 @@ import contextlib
 import importlib.resources
 import re
 from collections.abc import Iterator
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg2
 import psycopg2.extensions
 import psycopg2.sql
+from psycopg2.extensions import parse_dsn
 
 from mt5_crs_pipeline.core.bars import BAR_COLUMNS, TIMEFRAME_MINUTES
 from mt5_crs_pipeline.core.errors import (
@@ -32,13 +33,25 @@ WRITER_LOCK = 0x6D743563
 
 
 def libpq_url(url: str) -> str:
-    """Return `url` as libpq takes it: no SQLAlchemy driver in the scheme. Raises ConfigurationError naming the form."""
+    """Return `url` as libpq takes it: no SQLAlchemy driver in the scheme.
+
+    Raises ConfigurationError naming the form when it is no such URL; the message shows nothing of the password.
+    """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.split("+")[0] not in ("postgresql", "postgres"):
         raise ConfigurationError(
             f"MT5_CRS_DATABASE_URL starts with {scheme.split(':')[0]!r}: write postgresql://user:password@host:5432/name"
         )
-    return f"postgresql://{rest}"
+    plain = f"postgresql://{rest}"
+    try:
+        parse_dsn(plain)
+        _ = urlsplit(plain).port
+    except (psycopg2.ProgrammingError, ValueError):
+        raise ConfigurationError(
+            "MT5_CRS_DATABASE_URL is no valid URL: write postgresql://user:password@host:5432/name, and special"
+            " characters in the password in percent code, for example %40 for @"
+        ) from None
+    return plain
 
 
 def sqlalchemy_url(url: str, schema: str) -> str:
@@ -52,10 +65,9 @@ def sqlalchemy_url(url: str, schema: str) -> str:
 
 def describe(url: str) -> str:
     """Return user, host and database of `url` without its password, for messages."""
-    parts = urlsplit(libpq_url(url))
-    query = dict(parse_qsl(parts.query))
-    host = unquote(parts.hostname or "") or query.get("host", "localhost")
-    return f"{parts.username or ''}@{host}:{parts.port or query.get('port', 5432)}{parts.path}"
+    parts = parse_dsn(libpq_url(url))
+    user, host, port, name = (parts.get(key, "") for key in ("user", "host", "port", "dbname"))
+    return f"{user}@{host or 'localhost'}:{port or 5432}/{name}"
 
 
 @contextlib.contextmanager

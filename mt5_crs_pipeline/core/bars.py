@@ -98,8 +98,9 @@ def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime) -> pd.Seri
     closes = close_time(bars["time"], timeframe)
     instant = pd.Timestamp(now)
     key = list(KEY_COLUMNS)
-    repeats_row = bars.duplicated([*key, *VALUE_COLUMNS])
-    repeats_key = bars[~repeats_row].duplicated(key, keep=False).reindex(bars.index, fill_value=False)
+    repeats_row = bars.duplicated([*key, *VALUE_COLUMNS]).to_numpy()
+    repeats_key = np.zeros(len(bars), dtype=bool)
+    repeats_key[~repeats_row] = bars[~repeats_row].duplicated(key, keep=False)
     unusual = [bars[name].to_numpy(dtype=float) for name in OPTIONAL_COLUMNS]
     # NaN passes every comparison below as False, so finiteness comes first.
     rules: list[tuple[str, Any]] = [
@@ -118,8 +119,8 @@ def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime) -> pd.Seri
         ("adjusted_close_not_positive", unusual[0] <= 0),
         ("from_the_future", (bars["time"] > instant).to_numpy()),
         ("not_closed_yet", (closes > instant).to_numpy()),
-        ("duplicate", repeats_row.to_numpy()),
-        ("contradicting_duplicate", repeats_key.to_numpy()),
+        ("duplicate", repeats_row),
+        ("contradicting_duplicate", repeats_key),
     ]
     reasons = np.full(len(bars), None, dtype=object)
     for reason, broken in reversed(rules):

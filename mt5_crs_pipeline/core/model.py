@@ -85,6 +85,8 @@ def predict(booster: Any, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
         row, column = np.argwhere(~finite)[0]
         value = float(values.iloc[row, column])
         raise InputError(f"feature {names[int(column)]!r} is {value} in row {rows.index[row]}")
+    if not len(values):
+        return np.zeros(0)
     probability: npt.NDArray[np.float64] = booster.predict(xgboost.DMatrix(values)).astype(np.float64)
     return probability
 

@@ -91,10 +91,11 @@ def _numbers(bars: pd.DataFrame, name: str) -> Array:
         found = "".join(f": row {row} holds {value!r}" for row, value in wrong)
         raise InputError(f"column {name!r} is {column.dtype}, not a number{found}")
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    inexact = np.flatnonzero(np.abs(values) >= 2**53) if pd.api.types.is_integer_dtype(column.dtype) else []
-    if len(inexact):
+    inexact = pd.api.types.is_integer_dtype(column.dtype) & (np.abs(values) >= 2**53)
+    if inexact.any():
+        first = int(inexact.argmax())
         raise InputError(
-            f"column {name!r} holds {column.iloc[inexact[0]]} in row {column.index[inexact[0]]}:"
+            f"column {name!r} holds {column.iloc[first]} in row {column.index[first]}:"
             " a double cannot hold integers from 2^53"
         )
     return values

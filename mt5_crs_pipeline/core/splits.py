@@ -28,18 +28,21 @@ def walk_forward(rows: pd.DataFrame, folds: int, first_train_share: float) -> li
     are never on both sides. A fold trains on everything before its test window except rows whose label closes at or
     after the window's start: they are purged, because their label is made of the prices to be predicted from.
     The estimate is that of retraining once per window; it says nothing about trading costs.
-    Raises InputError when there are too few times.
+    Raises InputError when there are too few times for every window to have one and something to learn from.
     """
     times = np.sort(rows["event_timestamp"].unique())
     first = int(len(times) * first_train_share)
     edges = np.linspace(first, len(times), folds + 1).astype(int)
+    too_few = f"{len(times)} bar times are too few for {folds} walk-forward windows: ingest more bars"
     if first < 2 or (np.diff(edges) < 1).any():
-        raise InputError(f"{len(times)} bar times are too few for {folds} walk-forward windows: ingest more bars")
+        raise InputError(too_few)
     splits = []
     for start, end in pairwise(edges):
         test_start = pd.Timestamp(times[start])
         in_test = (rows["event_timestamp"] >= test_start) & (rows["event_timestamp"] <= times[end - 1])
         splits.append(Split(_closed_before(rows, test_start), np.flatnonzero(in_test.to_numpy()), test_start))
+    if not len(splits[0].train):
+        raise InputError(too_few)
     return splits
 
 

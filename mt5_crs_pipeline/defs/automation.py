@@ -17,7 +17,6 @@ from mt5_crs_pipeline.defs.resources import Stores
 daily_retrain = dg.define_asset_job(
     "daily_retrain",
     selection=dg.AssetSelection.all(),
-    partitions_def=MONTHS,
     description="Everything, from the bars of the newest months to a judged model.",
 )
 
@@ -26,7 +25,6 @@ market_data_backfill = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         market_data, market_data_parquet, feast_registry, technical_features, feast_online_store
     ),
-    partitions_def=MONTHS,
     description="Bars and features of the months that late or corrected bars reach.",
 )
 
@@ -36,11 +34,12 @@ market_data_backfill = dg.define_asset_job(
 def daily_retrain_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     """Retrain half an hour after midnight UTC, on the month of yesterday and of today."""
     today = context.scheduled_execution_time
-    first = (today - timedelta(days=1)).strftime(MONTH_FORMAT)
+    yesterday = (today - timedelta(days=1)).strftime(MONTH_FORMAT)
+    first = max(yesterday, MONTHS.get_first_partition_key() or yesterday)
     return dg.RunRequest(run_key=today.strftime("%Y-%m-%d"), tags=range_tags(first, today.strftime(MONTH_FORMAT)))
 
 
-@dg.sensor(job=market_data_backfill, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+@dg.sensor(job=market_data_backfill, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
 def market_data_revision_sensor(
     context: dg.SensorEvaluationContext, stores: dg.ResourceParam[Stores]
 ) -> dg.SensorResult | dg.SkipReason:

@@ -57,14 +57,11 @@ $$;
 -- For programs that insert bars without knowing about revisions: an equal bar is skipped, the first version of a bar
 -- counts as known at its close, and a correction counts from its arrival.
 create function market_data_fill_known_at() returns trigger
-language plpgsql as $$
+language plpgsql set search_path from current as $$
 declare
     previous market_data%rowtype;
     closes timestamptz;
 begin
-    if new.known_at is not null then
-        return new;
-    end if;
     closes := market_data_close(new.timeframe, new.time);
     select * into previous from market_data
     where symbol = new.symbol and timeframe = new.timeframe and time = new.time
@@ -84,7 +81,7 @@ end
 $$;
 
 create trigger market_data_fill_known_at before insert on market_data
-    for each row execute function market_data_fill_known_at();
+    for each row when (new.known_at is null) execute function market_data_fill_known_at();
 
 create function market_data_refuse_change() returns trigger
 language plpgsql as $$

@@ -1,0 +1,68 @@
+"""A small real model, trained once on real bars, and the bundle it is stored as."""
+
+import functools
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+
+from mt5_crs_pipeline.adapters.demo_bars import demo_bars
+from mt5_crs_pipeline.adapters.model_store import Bundle, ModelStore
+from mt5_crs_pipeline.core.bars import adjusted, close_time
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows
+from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
+from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance
+from mt5_crs_pipeline.core.model_card import model_card
+
+VERSION = "20130301-0123456789ab"
+SYMBOLS = ("AAPL", "IBM")
+TRAINING = TrainingConfig(max_rounds=8, min_child_weight=1.0)
+
+
+@functools.cache
+def real_bars(rows: int = 500) -> pd.DataFrame:
+    """Return the last `rows` daily bars of AAPL and IBM, with known_at; do not change them."""
+    bars = demo_bars()
+    bars = bars[bars["symbol"].isin(SYMBOLS)].groupby("symbol").tail(rows).reset_index(drop=True)
+    return bars.assign(known_at=close_time(bars["time"], "D1"))
+
+
+@functools.cache
+def training_rows() -> pd.DataFrame:
+    bars = real_bars()
+    features = feature_rows(bars, "D1").drop(columns=["time", "known_at", "is_complete"])
+    labels = labelled_bars(adjusted(bars), "D1")
+    rows = labels.merge(features, on=["symbol", EVENT_TIMESTAMP], how="left").dropna()
+    return rows.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)
+
+
+@functools.cache
+def booster() -> Any:
+    return fit(training_rows(), get_feature_names(PIPELINE_FEATURES), TRAINING)
+
+
+def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
+    made = model_card(
+        rows=training_rows(),
+        version=version,
+        timeframe="D1",
+        config=PIPELINE_FEATURES,
+        training=TRAINING,
+        importance=importance(booster()),
+        metrics={"accuracy": 0.5},
+        data_fingerprint="0" * 64,
+        train_date=datetime(2013, 3, 2, tzinfo=UTC),
+        code_commit="test",
+        library_versions={"python": "3"},
+    )
+    return {**made, **changes}
+
+
+def predictions() -> pd.DataFrame:
+    rows = training_rows().tail(40).reset_index(drop=True)
+    return rows[["symbol", EVENT_TIMESTAMP, "target"]].assign(probability=0.25)
+
+
+def save_model(store: ModelStore, version: str = VERSION, **changes: Any) -> Bundle:
+    return store.save(card(version, **changes), booster(), predictions())

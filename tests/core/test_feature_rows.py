@@ -1,0 +1,80 @@
+"""Stored feature rows: stamped by the close, known with the last bar they read, complete or marked."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows, feature_schema, training_schema
+from mt5_crs_pipeline.core.features import FeatureConfig
+from tests.core.reference import expected_feature
+from tests.core.samples import random_bars, real_bars
+
+CONFIG = FeatureConfig(("sma_5", "gap"))
+DAY = pd.Timedelta(days=1)
+
+
+def with_known_at(bars: pd.DataFrame) -> pd.DataFrame:
+    return bars.assign(known_at=bars["time"] + DAY.as_unit("us"))
+
+
+def test_every_bar_has_one_row_sorted_by_symbol_and_time() -> None:
+    bars = with_known_at(random_bars(length=30)).sample(frac=1, random_state=1)
+    rows = feature_rows(bars, "D1", CONFIG)
+    keys = sorted(bars[["symbol", "time"]].itertuples(index=False, name=None))
+    assert list(rows[["symbol", "time"]].itertuples(index=False, name=None)) == keys
+    assert rows.columns.tolist() == ["symbol", "time", "event_timestamp", "known_at", "is_complete", "sma_5", "gap"]
+    assert (rows["event_timestamp"] == rows["time"] + DAY).all()
+
+
+def test_warm_up_rows_are_kept_and_marked() -> None:
+    rows = feature_rows(with_known_at(random_bars(length=12)), "D1", CONFIG)
+    age = rows.groupby("symbol").cumcount()
+    assert rows["is_complete"].tolist() == (age >= 4).tolist()
+    assert rows["sma_5"].isna().tolist() == (age < 4).tolist()
+    assert rows["gap"].isna().tolist() == (age < 1).tolist()
+
+
+def test_features_are_those_of_prices_scaled_by_the_adjusted_close() -> None:
+    bars = real_bars(100)
+    factor = bars["adjusted_close"] / bars["close"]
+    assert factor.min() < 0.6
+    scaled = bars.assign(open=bars["open"] * factor, close=bars["adjusted_close"])
+    rows = feature_rows(with_known_at(bars), "D1", CONFIG)
+    for name in CONFIG.features:
+        expected = expected_feature(scaled, name)
+        pd.testing.assert_series_equal(rows[name], expected, check_names=False, rtol=1e-9, atol=1e-12)
+
+
+def test_a_correction_is_known_to_the_rows_it_reaches_from_its_arrival_on() -> None:
+    bars = with_known_at(random_bars(("A", "B"), 30))
+    arrival = pd.Timestamp("2024-03-01T12:00:00.000001", tz="UTC")
+    bars.loc[10, "known_at"] = arrival
+    known = feature_rows(bars, "D1", CONFIG)["known_at"]
+    assert np.flatnonzero(known == arrival).tolist() == [10, 11, 12, 13, 14]
+    others = known.index.difference(range(10, 15))
+    assert (known[others] == bars["time"][others] + DAY).all()
+
+
+@pytest.mark.parametrize("length", [0, 1, 60])
+def test_rows_fit_their_schema(length: int) -> None:
+    bars = with_known_at(random_bars(("A", "B"), max(length, 1))).head(2 * length)
+    rows = feature_rows(bars, "D1")
+    table = pa.Table.from_pandas(rows, schema=feature_schema(), preserve_index=False)
+    assert table.num_rows == 2 * length
+    table.validate(full=True)
+
+
+def test_the_schemas_are_made_of_the_features_in_their_order() -> None:
+    stamps = ["symbol", "time", "event_timestamp", "known_at", "is_complete"]
+    assert feature_schema().names == [*stamps, *PIPELINE_FEATURES.features]
+    assert training_schema(CONFIG).names == ["symbol", "event_timestamp", "label_time", "target", "sma_5", "gap"]
+    for schema in (feature_schema(), training_schema()):
+        assert all(schema.field(name).type == pa.float64() for name in PIPELINE_FEATURES.features)
+        assert schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
+    assert not any(field.nullable for field in training_schema())
+    assert [field.name for field in feature_schema() if field.nullable] == list(PIPELINE_FEATURES.features)
+
+
+def test_the_pipeline_trains_on_the_scale_free_set() -> None:
+    assert FeatureConfig.scale_free() == PIPELINE_FEATURES

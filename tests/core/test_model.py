@@ -1,0 +1,190 @@
+"""Training is reproducible, finds what is there and nothing else, and never learns from the future."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import xgboost
+
+from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.model import (
+    TrainingConfig,
+    check_trainable,
+    fit,
+    importance,
+    model_version,
+    out_of_sample_predictions,
+    predict,
+)
+from mt5_crs_pipeline.core.splits import walk_forward
+
+QUICK = TrainingConfig(max_rounds=60, folds=4)
+FEATURES = ["a", "b", "c", "d", "e"]
+
+
+def training_rows(signal: float, days: int = 400, seed: int = 3) -> pd.DataFrame:
+    """Rows of four symbols; feature `b` tells the next move apart to the degree of `signal`."""
+    rng = np.random.default_rng(seed)
+    times = pd.date_range("2020-01-01", periods=days, freq="D", tz="UTC").repeat(4)
+    rows = pd.DataFrame(rng.normal(size=(4 * days, len(FEATURES))), columns=FEATURES)
+    rows["symbol"] = np.tile(["A", "B", "C", "D"], days)
+    rows["event_timestamp"] = times
+    rows["label_time"] = times + pd.Timedelta(days=1)
+    rows["target"] = (signal * rows["b"] + rng.normal(size=len(rows)) > 0).astype(float)
+    return rows
+
+
+def model_bytes(rows: pd.DataFrame, config: TrainingConfig = QUICK) -> bytes:
+    return bytes(fit(rows, FEATURES, config).save_raw("ubj"))
+
+
+def accuracy(predictions: pd.DataFrame) -> float:
+    return float(((predictions["probability"] >= 0.5) == (predictions["target"] == 1)).mean())
+
+
+@pytest.fixture(scope="module")
+def rows() -> pd.DataFrame:
+    return training_rows(signal=1.0)
+
+
+def test_the_same_rows_make_the_same_bytes_on_one_thread_and_on_two(rows: pd.DataFrame) -> None:
+    made = []
+    for threads in (1, 2, 1):
+        with xgboost.config_context(nthread=threads):
+            made.append(model_bytes(rows.copy()))
+    assert made[0] == made[1] == made[2]
+
+
+def test_another_seed_or_another_row_makes_another_model(rows: pd.DataFrame) -> None:
+    made = model_bytes(rows)
+    assert model_bytes(rows, replace(QUICK, seed=8)) != made
+    assert model_bytes(rows.iloc[:-400]) != made
+
+
+def test_training_leaves_its_rows_as_they_were(rows: pd.DataFrame) -> None:
+    before = rows.copy(deep=True)
+    fit(rows, FEATURES, QUICK)
+    out_of_sample_predictions(rows, FEATURES, QUICK)
+    pd.testing.assert_frame_equal(rows, before)
+
+
+def test_a_planted_signal_is_found_out_of_sample(rows: pd.DataFrame) -> None:
+    predictions = out_of_sample_predictions(rows, FEATURES, QUICK)
+    # Knowing the signal exactly gives 1/2 + arctan(1)/pi = 75 %.
+    assert 0.68 < accuracy(predictions) < 0.80
+    shares = importance(fit(rows, FEATURES, QUICK))
+    assert shares["b"] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares) == FEATURES
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_pure_noise_predicts_nothing(seed: int) -> None:
+    predictions = out_of_sample_predictions(training_rows(0.0, seed=seed), FEATURES, QUICK)
+    # Four standard errors of a fair coin.
+    assert abs(accuracy(predictions) - 0.5) < 4 * 0.5 / np.sqrt(len(predictions))
+    assert np.abs(predictions["probability"] - 0.5).mean() < 0.05
+
+
+def test_every_row_of_every_window_is_predicted_once_in_order(rows: pd.DataFrame) -> None:
+    predictions = out_of_sample_predictions(rows, FEATURES, QUICK)
+    after = rows[rows["event_timestamp"] >= rows["event_timestamp"].iloc[4 * 120]]
+    assert predictions.columns.tolist() == ["symbol", "event_timestamp", "target", "probability"]
+    pd.testing.assert_frame_equal(
+        predictions[["symbol", "event_timestamp", "target"]],
+        after[["symbol", "event_timestamp", "target"]].reset_index(drop=True),
+    )
+
+
+@pytest.mark.parametrize("fold", [0, 1, 3])
+def test_what_happens_from_a_window_on_changes_no_prediction_up_to_it(rows: pd.DataFrame, fold: int) -> None:
+    start = walk_forward(rows, QUICK.folds, QUICK.first_train_share)[fold].test_start
+    changed = rows.copy()
+    changed.loc[rows["label_time"] >= start, "target"] = 1 - rows["target"]
+    later = rows["event_timestamp"] >= start + pd.Timedelta(days=60)
+    changed.loc[later, FEATURES] = np.random.default_rng(0).normal(size=(later.sum(), len(FEATURES)))
+    kept = out_of_sample_predictions(rows, FEATURES, QUICK)
+    moved = out_of_sample_predictions(changed, FEATURES, QUICK)
+    up_to = kept["event_timestamp"] < start + pd.Timedelta(days=60)
+    assert (kept.loc[up_to, "probability"].to_numpy() == moved.loc[up_to, "probability"].to_numpy()).all()
+    assert (kept["target"] != moved["target"]).any()
+    if fold < QUICK.folds - 1:
+        assert (kept.loc[~up_to, "probability"].to_numpy() != moved.loc[~up_to, "probability"].to_numpy()).any()
+
+
+def test_a_window_is_predicted_by_a_model_of_its_own_past(rows: pd.DataFrame) -> None:
+    predictions = out_of_sample_predictions(rows, FEATURES, QUICK)
+    splits = walk_forward(rows, QUICK.folds, QUICK.first_train_share)
+    expected = [predict(fit(rows.iloc[s.train], FEATURES, QUICK), rows.iloc[s.test]) for s in splits]
+    assert predictions["probability"].tolist() == np.concatenate(expected).tolist()
+
+
+def test_early_stopping_ends_before_the_last_round_on_noise_only(rows: pd.DataFrame) -> None:
+    assert fit(training_rows(0.0), FEATURES, QUICK).num_boosted_rounds() < 30
+    assert fit(rows, FEATURES, QUICK).num_boosted_rounds() > 30
+
+
+def test_probabilities_are_doubles_of_the_sum_of_the_trees(rows: pd.DataFrame) -> None:
+    booster = fit(rows, FEATURES, QUICK)
+    probability = predict(booster, rows.head(50))
+    margin = booster.predict(xgboost.DMatrix(rows.head(50)[FEATURES]), output_margin=True)
+    assert probability.dtype == np.float64
+    assert probability == pytest.approx(1 / (1 + np.exp(-margin.astype(float))), abs=1e-6)
+
+
+def test_predict_takes_columns_by_name_in_any_order_and_row_by_row(rows: pd.DataFrame) -> None:
+    booster = fit(rows, FEATURES, QUICK)
+    together = predict(booster, rows.head(40))
+    assert predict(booster, rows.head(40)[FEATURES[::-1]]).tolist() == together.tolist()
+    assert [predict(booster, rows.iloc[[i]]).item() for i in range(40)] == together.tolist()
+    assert predict(booster, rows.head(0)).tolist() == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_feature_that_is_not_finite_is_refused_by_name_and_row(rows: pd.DataFrame, value: float) -> None:
+    booster = fit(rows, FEATURES, QUICK)
+    broken = rows.head(50).copy()
+    broken.loc[33, "d"] = value
+    with pytest.raises(InputError, match=f"^feature 'd' is {value} in row 33$"):
+        predict(booster, broken)
+    with pytest.raises(InputError, match=f"^training row 33 has d = {value}$"):
+        fit(broken, FEATURES, QUICK)
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, np.nan, 2.0])
+def test_training_needs_both_classes_and_no_other(rows: pd.DataFrame, target: float) -> None:
+    with pytest.raises(InputError, match=rf"100 rows have only \[{target}\]"):
+        fit(rows.head(100).assign(target=target), FEATURES, QUICK)
+    mixed = rows.head(100).copy()
+    mixed.loc[5, "target"] = np.nan
+    with pytest.raises(InputError, match="went up and bars that did not"):
+        check_trainable(mixed, FEATURES)
+    with pytest.raises(InputError, match=r"0 rows have only \[\]"):
+        fit(rows.head(0), FEATURES, QUICK)
+
+
+def test_a_few_rows_make_a_model_without_a_slice_to_stop_on(rows: pd.DataFrame) -> None:
+    few = rows.head(4).assign(target=[0.0, 1.0, 0.0, 1.0])
+    booster = fit(few, FEATURES, QUICK)
+    assert booster.num_boosted_rounds() == 1
+    assert predict(booster, few) == pytest.approx(0.5)
+    assert importance(booster) == dict.fromkeys(FEATURES, 0.0)
+
+
+def test_a_training_slice_of_one_class_still_trains(rows: pd.DataFrame) -> None:
+    one_sided = rows.head(400).copy()
+    one_sided["target"] = (one_sided["event_timestamp"] > one_sided["event_timestamp"].iloc[360]).astype(float)
+    assert np.isfinite(predict(fit(one_sided, FEATURES, QUICK), one_sided)).all()
+
+
+def test_a_model_is_named_by_its_newest_row_and_its_recipe(rows: pd.DataFrame) -> None:
+    assert model_version(rows, "0123456789abcdef") == "20210203-0123456789ab"
+
+
+def test_the_settings_are_all_in_the_dictionary_and_reach_the_learner() -> None:
+    config = TrainingConfig(max_depth=2, learning_rate=0.5, seed=1)
+    assert {"max_depth": 2, "learning_rate": 0.5, "seed": 1, "folds": 8}.items() <= config.to_dict().items()
+    parameters = config.booster_parameters()
+    assert all(parameters[name] == value for name, value in config.to_dict().items() if name in parameters)
+    assert len(set(parameters) & set(config.to_dict())) == 6

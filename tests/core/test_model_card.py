@@ -1,0 +1,67 @@
+"""The metadata of a model holds what DESIGN promises, counted from the rows by hand."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mt5_crs_pipeline.core.features import FeatureConfig
+from mt5_crs_pipeline.core.labels import LABEL_DEFINITION
+from mt5_crs_pipeline.core.model import TrainingConfig
+from mt5_crs_pipeline.core.model_card import model_card
+
+PROMISED = {
+    *("model_type", "model_version", "symbols", "lookback", "features", "train_date", "params", "metrics"),
+    *("model_file", "feature_config", "feature_set_hash", "data_window", "row_counts", "data_fingerprint"),
+    *("code_commit", "library_versions", "label", "class_balance"),
+}
+
+
+@pytest.fixture
+def card() -> dict[str, Any]:
+    times = pd.to_datetime(["2024-01-03", "2024-01-02", "2024-01-05", "2024-01-04"], utc=True)
+    rows = pd.DataFrame(
+        {"symbol": ["MSFT", "AAPL", "MSFT", "MSFT"], "event_timestamp": times, "target": [1.0, 0.0, 1.0, 1.0]}
+    )
+    return model_card(
+        rows=rows,
+        version="20240105-abc",
+        timeframe="D1",
+        config=FeatureConfig(("sma_5", "gap")),
+        training=TrainingConfig(seed=99),
+        importance={"sma_5": 0.75, "gap": 0.25},
+        metrics={"accuracy": 0.5},
+        data_fingerprint="f" * 64,
+        train_date=datetime(2024, 1, 6, tzinfo=UTC),
+        code_commit="c0ffee",
+        library_versions={"xgboost": "3.0"},
+    )
+
+
+def test_the_card_has_every_promised_key_and_survives_json(card: dict[str, Any]) -> None:
+    assert set(card) >= PROMISED
+    assert json.loads(json.dumps(card, allow_nan=False)) == card
+
+
+def test_the_card_counts_its_rows(card: dict[str, Any]) -> None:
+    assert card["symbols"] == ["AAPL", "MSFT"]
+    assert card["row_counts"] == {"total": 4, "AAPL": 1, "MSFT": 3}
+    assert card["class_balance"] == {"UP": 3, "DOWN": 1}
+    assert card["data_window"] == {"start": "2024-01-02T00:00:00+00:00", "end": "2024-01-05T00:00:00+00:00"}
+
+
+def test_the_card_names_what_it_was_made_by(card: dict[str, Any]) -> None:
+    assert card["features"] == ["sma_5", "gap"]
+    assert card["feature_config"] == {"features": ["sma_5", "gap"]}
+    assert card["feature_set_hash"] == FeatureConfig(("sma_5", "gap")).feature_set_hash
+    assert card["lookback"] == 5
+    assert card["label"] == LABEL_DEFINITION
+    assert card["params"]["seed"] == 99
+    assert card["importance"] == {"sma_5": 0.75, "gap": 0.25}
+    assert (card["model_type"], card["model_file"]) == ("xgboost.Booster", "model.ubj")
+    assert (card["timeframe"], card["model_version"]) == ("D1", "20240105-abc")
+    assert (card["train_date"], card["code_commit"]) == ("2024-01-06T00:00:00+00:00", "c0ffee")
+    assert (card["data_fingerprint"], card["metrics"]) == ("f" * 64, {"accuracy": 0.5})
+    assert card["library_versions"] == {"xgboost": "3.0"}

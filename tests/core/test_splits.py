@@ -1,0 +1,113 @@
+"""Walk-forward windows: what is learnt closed before what is judged, on any calendar."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.splits import hold_out_latest, walk_forward
+
+
+def training_rows(times: int, symbols: int = 3, horizon: int = 1, seed: int = 0, missing: float = 0.0) -> pd.DataFrame:
+    """Shuffled rows of several symbols on an uneven calendar; labels close `horizon` of the symbol's own bars later."""
+    rng = np.random.default_rng(seed)
+    calendar = pd.Timestamp("2023-01-02", tz="UTC") + pd.to_timedelta(np.cumsum(rng.integers(1, 5, times)), unit="D")
+    frames = []
+    for symbol in range(symbols):
+        own = calendar[rng.random(times) >= missing].to_series(index=None).reset_index(drop=True)
+        frame = pd.DataFrame({"symbol": f"S{symbol}", "event_timestamp": own, "label_time": own.shift(-horizon)})
+        frames.append(frame.dropna())
+    return pd.concat(frames).sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    times=st.integers(30, 120),
+    symbols=st.integers(1, 4),
+    horizon=st.integers(1, 6),
+    folds=st.integers(1, 6),
+    share=st.sampled_from([0.2, 0.3, 0.5]),
+    missing=st.sampled_from([0.0, 0.3]),
+    seed=st.integers(0, 5),
+)
+def test_windows_are_purged_disjoint_and_together_everything_after_the_first_part(
+    times: int, symbols: int, horizon: int, folds: int, share: float, missing: float, seed: int
+) -> None:
+    rows = training_rows(times, symbols, horizon, seed, missing)
+    events, labels = rows["event_timestamp"].tolist(), rows["label_time"].tolist()
+    first = sorted(set(events))[int(len(set(events)) * share)]
+    if min(labels) >= first:
+        with pytest.raises(InputError, match="too few"):
+            walk_forward(rows, folds, share)
+        return
+    splits = walk_forward(rows, folds, share)
+    assert len(splits) == folds
+    for split in splits:
+        test_times = {events[row] for row in split.test}
+        train_times = {events[row] for row in split.train}
+        assert min(test_times) == split.test_start
+        assert max(labels[row] for row in split.train) < split.test_start
+        assert not train_times & test_times
+        # Nothing but the purge is left out of what came before.
+        past = [row for row in range(len(rows)) if labels[row] < split.test_start]
+        assert sorted(split.train.tolist()) == past
+    tested = [row for split in splits for row in split.test.tolist()]
+    assert sorted(tested) == [row for row in range(len(rows)) if events[row] >= first]
+    starts = [split.test_start for split in splits]
+    assert starts == sorted(set(starts)) and starts[0] == first
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 5])
+def test_the_purge_takes_the_last_bars_of_every_symbol(horizon: int) -> None:
+    rows = training_rows(100, symbols=3, horizon=horizon)
+    for split in walk_forward(rows, 4, 0.3):
+        before = rows["event_timestamp"] < split.test_start
+        purged = np.setdiff1d(np.flatnonzero(before), split.train)
+        assert len(purged) == 3 * horizon
+        last = sorted(rows.loc[before, "event_timestamp"].unique())[-horizon:]
+        assert set(rows["event_timestamp"].iloc[purged]) == set(last)
+
+
+def test_windows_are_of_equal_length_to_one_time() -> None:
+    rows = training_rows(101, symbols=1)
+    lengths = [rows["event_timestamp"].iloc[split.test].nunique() for split in walk_forward(rows, 7, 0.3)]
+    assert max(lengths) - min(lengths) <= 1
+    assert sum(lengths) == 70
+
+
+def test_row_order_does_not_change_the_windows() -> None:
+    rows = training_rows(60)
+    ordered = rows.sort_values(["event_timestamp", "symbol"])
+    for shuffled, sorted_ in zip(walk_forward(rows, 3, 0.3), walk_forward(ordered, 3, 0.3), strict=True):
+        assert shuffled.test_start == sorted_.test_start
+        assert set(rows.index[shuffled.train]) == set(ordered.index[sorted_.train])
+        assert set(rows.index[shuffled.test]) == set(ordered.index[sorted_.test])
+
+
+@pytest.mark.parametrize(("times", "folds"), [(0, 1), (1, 1), (4, 2), (6, 8), (10, 8)])
+def test_too_few_times_are_refused_by_their_number(times: int, folds: int) -> None:
+    rows = training_rows(times + 1, symbols=1)
+    assert len(rows) == times
+    with pytest.raises(InputError, match=f"^{times} bar times are too few for {folds} walk-forward windows"):
+        walk_forward(rows, folds, 0.3)
+
+
+@pytest.mark.parametrize("horizon", [1, 5])
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_the_latest_slice_is_held_out_and_purged(horizon: int, share: float) -> None:
+    rows = training_rows(101, symbols=2, horizon=horizon)
+    times = sorted(rows["event_timestamp"].unique())
+    split = hold_out_latest(rows, share)
+    held = sorted(rows["event_timestamp"].iloc[split.test].unique())
+    assert held == times[len(times) - len(held) :]
+    assert abs(len(held) - share * len(times)) <= 1
+    assert split.test_start == held[0]
+    assert rows["label_time"].iloc[split.train].max() < split.test_start
+    assert len(split.train) == len(rows) - len(split.test) - 2 * horizon
+
+
+def test_of_a_single_time_nothing_is_left_to_learn() -> None:
+    split = hold_out_latest(training_rows(2, symbols=1), 0.2)
+    assert (len(split.train), len(split.test)) == (0, 1)

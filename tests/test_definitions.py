@@ -1,0 +1,244 @@
+"""The code location as Dagster and its users see it."""
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.core.bars import BAR_SCHEMA, month_of
+from mt5_crs_pipeline.core.features import FeatureConfig
+from mt5_crs_pipeline.definitions import defs
+from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
+from mt5_crs_pipeline.defs.assets.features import technical_features
+from mt5_crs_pipeline.defs.automation import daily_retrain_schedule
+from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
+from tests.core.samples import random_bars
+
+ROOT = Path(__file__).parents[1]
+# Every asset with what it is made from, in the order of the data.
+UPSTREAM = {
+    "market_data": [],
+    "market_data_parquet": ["market_data"],
+    "feast_registry": ["market_data_parquet"],
+    "technical_features": ["feast_registry", "market_data_parquet"],
+    "feast_online_store": ["technical_features"],
+    "training_set": ["feast_online_store"],
+    "xgboost_model": ["training_set"],
+    "model_evaluation": ["xgboost_model"],
+    "champion_model": ["model_evaluation"],
+}
+MONTHLY = ["market_data", "market_data_parquet", "technical_features", "feast_online_store"]
+CHECKS = {
+    "market_data_parquet": "bars_are_valid_and_unique",
+    "technical_features": "features_are_complete_against_bars",
+    "training_set": "training_rows_are_labelled_and_past",
+}
+KEYS = ["symbol", "timeframe", "time"]
+VALUES = ["open", "high", "low", "close", "adjusted_close", "volume", "real_volume", "spread"]
+FEATURES = list(FeatureConfig.scale_free().features)
+COLUMNS = {
+    "market_data": [*KEYS, *VALUES, "known_at"],
+    "market_data_parquet": [*KEYS, *VALUES, "known_at", "event_timestamp"],
+    "technical_features": ["symbol", "time", "event_timestamp", "known_at", "is_complete", *FEATURES],
+    "training_set": ["symbol", "event_timestamp", "label_time", "target", *FEATURES],
+}
+
+
+def asset(name: str) -> dg.AssetsDefinition:
+    definition = defs.resolve_assets_def(name)
+    assert isinstance(definition, dg.AssetsDefinition)
+    return definition
+
+
+def spec(name: str) -> dg.AssetSpec:
+    return asset(name).get_asset_spec()
+
+
+def column_schema(name: str) -> dg.TableSchema:
+    schema = spec(name).metadata["dagster/column_schema"]
+    assert isinstance(schema, dg.TableSchema)
+    return schema
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+
+
+def test_the_assets_are_those_of_the_contract_and_flow_one_way() -> None:
+    graph = defs.resolve_asset_graph()
+    found = {
+        key.to_user_string(): sorted(parent.to_user_string() for parent in graph.get(key).parent_keys)
+        for key in graph.get_all_asset_keys()
+    }
+    assert found == UPSTREAM
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_an_asset_says_what_it_is_and_whose(name: str) -> None:
+    described = spec(name)
+    assert described.description and described.description.endswith(".")
+    assert "\n" not in described.description
+    assert described.group_name in {"bars", "features", "model"}
+    assert described.owners and all(owner.startswith("team:") for owner in described.owners)
+    assert described.kinds
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_what_is_stored_by_time_has_a_partition_per_month_and_backfills_in_one_run(name: str) -> None:
+    definition = asset(name)
+    if name not in MONTHLY:
+        assert definition.partitions_def is None
+        return
+    assert isinstance(definition.partitions_def, dg.MonthlyPartitionsDefinition)
+    assert definition.partitions_def.fmt == "%Y-%m"
+    assert definition.partitions_def == MONTHS
+    assert definition.backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_months_run_from_the_start_to_the_one_that_is_running() -> None:
+    assert MONTHS.get_partition_keys(datetime(2000, 3, 31, 23, 59, tzinfo=UTC)) == ["2000-01", "2000-02", "2000-03"]
+    assert MONTHS.get_partition_keys(datetime(2024, 6, 1, 0, 30, tzinfo=UTC))[-2:] == ["2024-05", "2024-06"]
+
+
+def test_the_start_is_a_setting() -> None:
+    code = "from mt5_crs_pipeline.definitions import defs; from mt5_crs_pipeline.defs.partitions import MONTHS;"
+    code += "print(MONTHS.get_first_partition_key(), defs.resolve_asset_graph().get(__import__('dagster')"
+    code += ".AssetKey('market_data')).partitions_def.get_first_partition_key())"
+    assert python(code, MT5_CRS_START="2015-03").split() == ["2015-03", "2015-03"]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_table_shows_its_columns(name: str) -> None:
+    assert [column.name for column in column_schema(name).columns] == COLUMNS[name]
+    types = {column.name: column.type for column in column_schema(name).columns}
+    kinds = {"symbol": "string", "timeframe": "string", "is_complete": "bool"}
+    times = ("time", "known_at", "event_timestamp", "label_time")
+    kinds |= dict.fromkeys(times, "timestamp[us, tz=UTC]")
+    assert types == {column: kinds.get(column, "double") for column in types}
+
+
+def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
+    bars = random_bars(length=60)
+    bars["known_at"] = bars["time"] + timedelta(days=1)
+    lake = Lake(tmp_path / "lake")
+    for month, part in bars.groupby(month_of(bars["time"])):
+        lake.write(EXTRACT, str(month), pa.Table.from_pandas(part, schema=BAR_SCHEMA, preserve_index=False))
+    result = dg.materialize(
+        [market_data_parquet, technical_features],
+        resources={"stores": SimpleNamespace(lake=lake, timeframe="D1")},
+        tags=range_tags("2023-01", "2023-03"),
+    )
+    assert result.success
+    assert len(result.get_asset_check_evaluations()) == 2
+    stages = {"market_data_parquet": MARKET_DATA, "technical_features": TECHNICAL_FEATURES}
+    for name, stage in stages.items():
+        files = sorted(lake.stage_folder(stage).iterdir())
+        assert [file.stem for file in files] == ["2023-01", "2023-02", "2023-03"]
+        assert sum(pq.read_metadata(file).num_rows for file in files) == len(bars)
+        for file in files:
+            shown = [(c.name, c.type, c.constraints.nullable) for c in column_schema(name).columns]
+            assert [(field.name, str(field.type), field.nullable) for field in pq.read_schema(file)] == shown
+
+
+def test_the_checks_block_what_comes_after_them() -> None:
+    found = {name: list(asset(name).check_specs) for name in UPSTREAM if list(asset(name).check_specs)}
+    assert {name: [check.name for check in checks] for name, checks in found.items()} == {
+        name: [check] for name, check in CHECKS.items()
+    }
+    for checks in found.values():
+        assert all(check.blocking and check.description for check in checks)
+
+
+def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
+    repository = defs.get_repository_def()
+    assert {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"} == {
+        "daily_retrain",
+        "market_data_backfill",
+    }
+    assert [schedule.name for schedule in repository.schedule_defs] == ["daily_retrain_schedule"]
+    assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor"]
+    assert repository.schedule_defs[0].job_name == "daily_retrain"
+    assert repository.sensor_defs[0].job_name == "market_data_backfill"
+    selected = {
+        name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.executable_asset_keys}
+        for name in ("daily_retrain", "market_data_backfill")
+    }
+    assert selected["daily_retrain"] == set(UPSTREAM)
+    assert selected["market_data_backfill"] == set(list(UPSTREAM)[:5])
+
+
+def test_every_friday_is_retrained_on_saturday_with_its_own_month() -> None:
+    schedule = defs.resolve_schedule_def("daily_retrain_schedule")
+    # Half past midnight UTC, every day of the week.
+    assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 0 * * *", "UTC")
+    friday = datetime(2023, 1, 6, tzinfo=UTC)
+    while friday.year < 2025:
+        tick = friday + timedelta(days=1, minutes=30)
+        request = daily_retrain_schedule(dg.build_schedule_context(scheduled_execution_time=tick))
+        assert isinstance(request, dg.RunRequest)
+        months = (
+            request.tags["dagster/asset_partition_range_start"],
+            request.tags["dagster/asset_partition_range_end"],
+        )
+        assert months == (f"{friday:%Y-%m}", f"{tick:%Y-%m}")
+        assert request.run_key == f"{tick:%Y-%m-%d}"
+        friday += timedelta(days=7)
+
+
+def test_loading_the_code_location_imports_nothing_slow() -> None:
+    code = "import sys, mt5_crs_pipeline.definitions as d; d.defs.get_repository_def();"
+    code += (
+        "print(sorted({'feast', 'matplotlib', 'xgboost', 'MetaTrader5'} & set(sys.modules)), 'dagster' in sys.modules)"
+    )
+    assert python(code).split() == ["[]", "True"]
+
+
+def validated(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("dagster")
+    return subprocess.run(
+        [program, "definitions", "validate", "-w", "workspace.yaml"],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_dagster_validates_the_workspace_without_a_warning_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").touch()
+    result = validated({"DAGSTER_HOME": str(tmp_path)})
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "Validation successful for code location mt5_crs_pipeline" in output
+    suspicious = (
+        "BetaWarning",
+        "PreviewWarning",
+        "DeprecationWarning",
+        "FutureWarning",
+        str(ROOT / "mt5_crs_pipeline"),
+    )
+    assert [line for line in output.splitlines() if any(word in line for word in suspicious)] == []
+
+
+@pytest.mark.xfail(reason="dagster.yaml beside workspace.yaml is read and needs MT5_CRS_DAGSTER_URL, which is not set")
+def test_dagster_validates_the_workspace_of_a_clean_clone() -> None:
+    result = validated({})
+    assert result.returncode == 0, result.stdout + result.stderr

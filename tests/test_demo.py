@@ -1,0 +1,153 @@
+"""The demo end to end, on its own embedded database: what it prints, that it is idempotent, and that it survives kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+
+from mt5_crs_pipeline.adapters.demo_bars import SYMBOLS
+from mt5_crs_pipeline.adapters.embedded_postgres import running_server
+from tests.commands import comes_true, hashes, of_folder, read_until, short_folder, started, succeed
+from tests.commands import write_daily_bars
+
+STEPS = (
+    *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
+    *("training_set", "xgboost_model", "model_evaluation", "champion_model"),
+)
+SMALL = {"START": "2011-01"}
+
+
+@pytest.fixture(scope="module")
+def ingested(demo_folder: Path) -> Path:
+    """State folder with two years of AAPL, not trained on yet."""
+    write_daily_bars(demo_folder / "AAPL_D1.csv", "2011-01-01", "2012-12-31")
+    succeed(demo_folder / "small", "ingest", demo_folder / "AAPL_D1.csv", **SMALL)
+    return demo_folder / "small"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(demo_folder: Path, ingested: Path) -> dict[str, str]:
+    """Hashes of what `retrain` makes of those two years when nobody kills it."""
+    calm = shutil.copytree(ingested, demo_folder / "calm")
+    succeed(calm, "retrain", **SMALL)
+    return data_files(calm)
+
+
+def test_the_demo_says_what_it_did_and_shows_its_progress(
+    demo_home: Path, first_demo: "subprocess.CompletedProcess[str]"
+) -> None:
+    progress = first_demo.stderr.splitlines()
+    assert "    12,154 inserted, 0 unchanged, 0 revised, 0 quarantined" in progress
+    shown = [line.split(" ... ") for line in progress if " ... " in line]
+    assert [name.strip() for name, _ in shown][-len(STEPS) :] == list(STEPS)
+    assert all(took.split(" s")[0].replace(".", "").isdigit() for _, took in shown), progress
+    assert not [line for line in progress if not line.startswith("  ")], "noise of a library"
+    assert "\x1b" not in first_demo.stderr + first_demo.stdout
+
+    lines = first_demo.stdout.splitlines()
+    report = Path(next(line for line in lines if "report:" in line).split("report: ")[1])
+    verdict = next(line.strip() for line in lines if "edge was shown" in line)
+    assert verdict in report.read_text("utf-8")
+    assert [line.split(":")[0] for line in lines if " for the bar after 2013-03-02" in line] == list(SYMBOLS)
+    assert sum(word in line for line in lines for word in ("UP with", "DOWN with")) == len(SYMBOLS)
+
+
+def test_a_second_demo_inserts_nothing_and_touches_no_file(demo_home: Path) -> None:
+    before = {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(home)}
+    again = succeed(home, "demo", "--json")
+    result = json.loads(again.stdout)
+    assert result["bars"] == {"inserted": 0, "unchanged": 12_154, "revised": 0, "quarantined": 0}
+    assert [prediction["symbol"] for prediction in result["predictions"]] == list(SYMBOLS)
+    assert {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(home)} == before
+    assert len(list((home / "models" / "D1").glob("*/model.ubj"))) == 1
+
+
+def test_dagster_keeps_the_runs_in_postgresql(demo_home: Path) -> None:
+    runs = rows(home, "select status from dagster.runs")
+    assert runs and set(runs) == {("SUCCESS",)}
+    assert not list((home / "dagster").rglob("*.db"))
+
+
+def test_nothing_runs_on_after_the_command_ended(demo_home: Path) -> None:
+    assert comes_true(lambda: not of_folder(home), 5), of_folder(home)
+
+
+def test_a_killed_demo_run_again_ends_with_the_files_of_an_undisturbed_one(demo_home: Path, demo_folder: Path) -> None:
+    other = demo_folder / "killed"
+    kill_when(other, "technical_features ...", "demo")
+    assert data_files(other) != data_files(home)
+    again = succeed(other, "demo")
+    assert "    0 inserted, 12,154 unchanged, 0 revised, 0 quarantined" in again.stderr.splitlines()
+    assert data_files(other) == data_files(home)
+    assert_recovered(other)
+
+
+@pytest.mark.parametrize(
+    ("step", "database_too"),
+    [("planning", False), ("market_data_parquet ...", True), ("xgboost_model ...", False)],
+)
+def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
+    demo_folder: Path, ingested: Path, undisturbed: dict[str, str], step: str, database_too: bool
+) -> None:
+    home = shutil.copytree(ingested, folder / f"kill-{step.split()[0]}")
+    kill_when(home, step, "retrain", database_too=database_too)
+    # As a kill in the middle of a write leaves it.
+    leftover = home / "lake" / "D1" / "market_data" / f".partial-{2**22 + 1}-abc"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"PAR1")
+    succeed(home, "retrain", **SMALL)
+    assert data_files(home) == undisturbed
+    assert_recovered(home)
+
+
+def kill_when(home: Path, marker: str, command: str, database_too: bool = False) -> None:
+    """SIGKILL the command when its progress shows `marker`, and with `database_too` the server's main process."""
+    with started(home, command, **(SMALL if command == "retrain" else {})) as process:
+        read_until(process.stderr, marker)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        postmaster = psutil.Process(int((home / "postgres/data/postmaster.pid").read_text().split()[0]))
+        if database_too:
+            postmaster.kill()
+            assert comes_true(lambda: not psutil.pid_exists(postmaster.pid), 10)
+        else:
+            assert postmaster.is_running()
+
+
+def assert_recovered(demo_home: Path) -> None:
+    statuses = [status for (status,) in rows(home, "select status from dagster.runs order by id")]
+    assert statuses[-1] == "SUCCESS"
+    assert set(statuses[:-1]) == {"FAILURE"}, statuses
+    assert not list(home.rglob(".partial-*"))
+    assert comes_true(lambda: not of_folder(home), 5), of_folder(home)
+
+
+def stored(home: Path) -> list[tuple[str, Path, str]]:
+    """Name, path and hash of every file of lake, models and reports."""
+    folders = [home / name for name in ("lake", "models", "reports")]
+    return [(name, folder / name, sha) for folder in folders for name, sha in hashes(folder).items()]
+
+
+def data_files(home: Path) -> dict[str, str]:
+    """Hashes of everything that is made from the bars, less the files that name the moment of training."""
+    found = hashes(home / "lake") | hashes(home / "models")
+    return {path: digest for path, digest in found.items() if Path(path).name not in ("model_metadata.json", "SHA256SUMS")}
+
+
+def rows(home: Path, sql: str) -> list[tuple[Any, ...]]:
+    with running_server(home / "postgres") as url:
+        connection = psycopg2.connect(url)
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetchall()
+        finally:
+            connection.close()
