@@ -14,7 +14,7 @@ from mt5_crs_pipeline.adapters.bar_store import months_with_bars
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import feast_environment
 from mt5_crs_pipeline.adapters.files import commit_bytes, make_folder, remove_leftovers
-from mt5_crs_pipeline.adapters.postgres import DAGSTER_SCHEMA, connected, sqlalchemy_url
+from mt5_crs_pipeline.adapters.postgres import connected
 from mt5_crs_pipeline.core.errors import InputError, PipelineError
 from mt5_crs_pipeline.defs.assets.model import current_version
 from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
@@ -34,7 +34,6 @@ def child_environment(settings: Settings, url: str) -> dict[str, str]:
         **environment,
         **feast_environment(url, settings.timeframe),
         "MT5_CRS_HOME": str(settings.home),
-        "MT5_CRS_DAGSTER_URL": sqlalchemy_url(url, DAGSTER_SCHEMA),
         "DAGSTER_HOME": str(settings.dagster_home),
         # The months that a run materializes are written at once per asset: a tenth of the time.
         "DAGSTER_EVENT_BATCH_SIZE": "1000",
@@ -138,16 +137,18 @@ def failure(result: dg.ExecuteInProcessResult) -> str:
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.error:
             error = event.step_failure_data.error
-            while error.cause and error.cls_name not in _own_errors():
-                error = error.cause
-            if error.cls_name in _own_errors():
-                return f"{event.step_key}: {error.message.split(': ', 1)[-1].strip()}"
             if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
                 raise KeyboardInterrupt
+            causes = [error]
+            while causes[-1].cause:
+                causes.append(causes[-1].cause)
+            for cause in causes:
+                if cause.cls_name in _own_errors():
+                    return f"{event.step_key}: {cause.message.split(': ', 1)[-1].strip()}"
             return f"{event.step_key} failed; this is a bug:\n{error.to_string()}"
-    causes = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
-    cause = causes[0].to_string() if causes and causes[0] else "no cause given"
-    return f"run {result.run_id} failed outside its steps; this is a bug:\n{cause}"
+    outside = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
+    said = outside[0].to_string() if outside and outside[0] else "no cause given"
+    return f"run {result.run_id} failed outside its steps; this is a bug:\n{said}"
 
 
 def _wait_for_other_runs(instance: dg.DagsterInstance, say: Callable[[str], None]) -> None:

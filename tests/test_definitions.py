@@ -224,7 +224,7 @@ def validated(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
 
 def test_dagster_validates_the_workspace_without_a_warning_of_ours(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").touch()
-    result = validated({"DAGSTER_HOME": str(tmp_path)})
+    result = validated({"DAGSTER_HOME": str(tmp_path), "MT5_CRS_HOME": str(tmp_path)})
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
     assert "Validation successful for code location mt5_crs_pipeline" in output
@@ -238,7 +238,6 @@ def test_dagster_validates_the_workspace_without_a_warning_of_ours(tmp_path: Pat
     assert [line for line in output.splitlines() if any(word in line for word in suspicious)] == []
 
 
-@pytest.mark.xfail(reason="dagster.yaml beside workspace.yaml is read and needs MT5_CRS_DAGSTER_URL, which is not set")
-def test_dagster_validates_the_workspace_of_a_clean_clone() -> None:
-    result = validated({})
+def test_dagster_validates_the_workspace_of_a_clean_clone(tmp_path: Path) -> None:
+    result = validated({"MT5_CRS_HOME": str(tmp_path)})
     assert result.returncode == 0, result.stdout + result.stderr

@@ -61,32 +61,32 @@ def test_the_demo_says_what_it_did_and_shows_its_progress(
 
 
 def test_a_second_demo_inserts_nothing_and_touches_no_file(demo_home: Path) -> None:
-    before = {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(home)}
-    again = succeed(home, "demo", "--json")
+    before = {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(demo_home)}
+    again = succeed(demo_home, "demo", "--json")
     result = json.loads(again.stdout)
     assert result["bars"] == {"inserted": 0, "unchanged": 12_154, "revised": 0, "quarantined": 0}
     assert [prediction["symbol"] for prediction in result["predictions"]] == list(SYMBOLS)
-    assert {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(home)} == before
-    assert len(list((home / "models" / "D1").glob("*/model.ubj"))) == 1
+    assert {name: (path.stat().st_mtime_ns, sha) for name, path, sha in stored(demo_home)} == before
+    assert len(list((demo_home / "models" / "D1").glob("*/model.ubj"))) == 1
 
 
 def test_dagster_keeps_the_runs_in_postgresql(demo_home: Path) -> None:
-    runs = rows(home, "select status from dagster.runs")
+    runs = rows(demo_home, "select status from dagster.runs")
     assert runs and set(runs) == {("SUCCESS",)}
-    assert not list((home / "dagster").rglob("*.db"))
+    assert not list((demo_home / "dagster").rglob("*.db"))
 
 
 def test_nothing_runs_on_after_the_command_ended(demo_home: Path) -> None:
-    assert comes_true(lambda: not of_folder(home), 5), of_folder(home)
+    assert comes_true(lambda: not of_folder(demo_home), 5), of_folder(demo_home)
 
 
 def test_a_killed_demo_run_again_ends_with_the_files_of_an_undisturbed_one(demo_home: Path, demo_folder: Path) -> None:
     other = demo_folder / "killed"
     kill_when(other, "technical_features ...", "demo")
-    assert data_files(other) != data_files(home)
+    assert data_files(other) != data_files(demo_home)
     again = succeed(other, "demo")
     assert "    0 inserted, 12,154 unchanged, 0 revised, 0 quarantined" in again.stderr.splitlines()
-    assert data_files(other) == data_files(home)
+    assert data_files(other) == data_files(demo_home)
     assert_recovered(other)
 
 
@@ -97,7 +97,7 @@ def test_a_killed_demo_run_again_ends_with_the_files_of_an_undisturbed_one(demo_
 def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
     demo_folder: Path, ingested: Path, undisturbed: dict[str, str], step: str, database_too: bool
 ) -> None:
-    home = shutil.copytree(ingested, folder / f"kill-{step.split()[0]}")
+    home = shutil.copytree(ingested, demo_folder / f"kill-{step.split()[0]}")
     kill_when(home, step, "retrain", database_too=database_too)
     # As a kill in the middle of a write leaves it.
     leftover = home / "lake" / "D1" / "market_data" / f".partial-{2**22 + 1}-abc"
@@ -122,7 +122,7 @@ def kill_when(home: Path, marker: str, command: str, database_too: bool = False)
             assert postmaster.is_running()
 
 
-def assert_recovered(demo_home: Path) -> None:
+def assert_recovered(home: Path) -> None:
     statuses = [status for (status,) in rows(home, "select status from dagster.runs order by id")]
     assert statuses[-1] == "SUCCESS"
     assert set(statuses[:-1]) == {"FAILURE"}, statuses

@@ -47,10 +47,11 @@ create table market_data_quarantine (
 create unique index market_data_quarantine_content
     on market_data_quarantine (md5(reason || chr(31) || source || chr(31) || row_content::text));
 
--- A month has no fixed length, so the sum is taken on the UTC calendar, whatever the session's time zone.
+-- A month has no fixed length, so the sum is taken on the UTC calendar, whatever the session's time zone. It is counted
+-- from the next day on: a month bar stamped on the evening before the first, by a broker east of UTC, ends with its month.
 create function market_data_close(bar_timeframe text, bar_open timestamptz) returns timestamptz
 language sql stable as $$
-    select (bar_open at time zone 'UTC' + length) at time zone 'UTC'
+    select (bar_open at time zone 'UTC' + interval '1 day' + length - interval '1 day') at time zone 'UTC'
     from market_data_timeframe where timeframe = bar_timeframe
 $$;
 
