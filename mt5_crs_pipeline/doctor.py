@@ -1,5 +1,6 @@
 """What `mt5-crs doctor` looks at: each finding says what was examined, what was found, and whether it is right."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,7 +52,8 @@ def _database(url: str, timeframe: str) -> str:
 
 
 def _registry(url: str, settings: Settings) -> str:
-    registered = FeastStore(url, settings.timeframe, settings.lake).registered_feature_set()
+    with contextlib.closing(FeastStore(url, settings.timeframe, settings.lake)) as store:
+        registered = store.registered_feature_set()
     if registered is None:
         return "nothing applied yet"
     if registered != PIPELINE_FEATURES.feature_set_hash:

@@ -14,6 +14,8 @@ from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.settings import ENVIRONMENT_PREFIX, Settings
 from tests.commands import short_folder, succeed
 
+# As the command line does: on a busy machine XGBoost's threads would spin while they wait for each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
 _numbers = itertools.count(1)
 

@@ -178,7 +178,10 @@ def test_a_file_without_bars_is_refused_and_nothing_is_stored(
     [
         ("--timezone", "Mars/Olympus", ["Mars/Olympus", "mt5-server"]),
         ("--timeframe", "H7", ["H7", "H1"]),
-        *(("--symbol", value, ["symbol"]) for value in ("../x", "x'; drop table market_data; --", 'a"b', "a\nb", "€/$")),
+        *(
+            ("--symbol", value, ["symbol"])
+            for value in ("../x", "x'; drop table market_data; --", 'a"b', "a\nb", "€/$")
+        ),
         ("--symbol", "", ["symbol"]),
     ],
 )
@@ -245,10 +248,14 @@ def test_retrain_from_after_the_last_bar_names_both(
     mt5_crs("retrain").fails(1, "MT5_CRS_START=2013-01", "2012-01", "2012-12")
 
 
-def test_retrain_on_fewer_bars_than_the_features_need_names_both(mt5_crs: Command, settings: Settings, tmp_path: Path) -> None:
+def test_retrain_on_fewer_bars_than_the_features_need_names_both(
+    mt5_crs: Command, settings: Settings, tmp_path: Path
+) -> None:
     assert mt5_crs("ingest", bars_file(tmp_path, last="2012-01-20")).code == 0
     done = run(settings.home, "retrain", DATABASE_URL=settings.database_url.get_secret_value(), START="2012-01")
-    assert Answer(done.returncode, done.stdout, done.stderr).fails(1, "no training rows", "13 bars", "ingest more") is None
+    assert (
+        Answer(done.returncode, done.stdout, done.stderr).fails(1, "no training rows", "13 bars", "ingest more") is None
+    )
 
 
 def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_works(tmp_path: Path) -> None:
@@ -266,9 +273,7 @@ def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_works(tmp_path: Path) 
 # ---------------------------------------------------------------- predict
 
 
-def test_predict_from_stored_bars_and_from_their_file_agree(
-    mt5_crs: Command, model: Path, tmp_path: Path
-) -> None:
+def test_predict_from_stored_bars_and_from_their_file_agree(mt5_crs: Command, model: Path, tmp_path: Path) -> None:
     file = bars_file(tmp_path)
     assert mt5_crs("ingest", file).code == 0
     stored = json.loads(mt5_crs("predict", "--symbol", "AAPL", "--json").out)

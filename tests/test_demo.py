@@ -1,11 +1,10 @@
-"""The demo end to end, on its own embedded database: what it prints, that it is idempotent, and that it survives kills."""
+"""The demo end to end on its own embedded database: what it prints, that it is idempotent, that it survives kills."""
 
 import json
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ import pytest
 
 from mt5_crs_pipeline.adapters.demo_bars import SYMBOLS
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
-from tests.commands import comes_true, hashes, of_folder, read_until, short_folder, started, succeed
-from tests.commands import write_daily_bars
+from tests.commands import comes_true, hashes, of_folder, read_until, started, succeed, write_daily_bars
 
 STEPS = (
     *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
@@ -139,7 +137,9 @@ def stored(home: Path) -> list[tuple[str, Path, str]]:
 def data_files(home: Path) -> dict[str, str]:
     """Hashes of everything that is made from the bars, less the files that name the moment of training."""
     found = hashes(home / "lake") | hashes(home / "models")
-    return {path: digest for path, digest in found.items() if Path(path).name not in ("model_metadata.json", "SHA256SUMS")}
+    return {
+        path: digest for path, digest in found.items() if Path(path).name not in ("model_metadata.json", "SHA256SUMS")
+    }
 
 
 def rows(home: Path, sql: str) -> list[tuple[Any, ...]]:

@@ -90,7 +90,10 @@ def test_a_run_waits_for_the_one_at_work_and_says_so(instance: dg.DagsterInstanc
     assert said == [f"  waiting for run {at_work} of idle to end"]
 
 
-def test_opening_the_instance_recovers_what_killed_processes_left(settings: Settings) -> None:
+def test_opening_the_instance_recovers_what_killed_processes_left(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MT5_CRS_DATABASE_URL", settings.database_url.get_secret_value())
     leftovers = [
         settings.home / name / "D1" / f".partial-{DEAD.split('@')[0]}-x" for name in ("lake", "models", "reports")
     ]

@@ -16,8 +16,16 @@ import requests
 
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
-from tests.commands import comes_true, environment, of_folder, read_until, run, short_folder, started, succeed
-from tests.commands import write_daily_bars
+from tests.commands import (
+    comes_true,
+    of_folder,
+    read_until,
+    run,
+    short_folder,
+    started,
+    succeed,
+    write_daily_bars,
+)
 
 ASSETS = {
     *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
@@ -102,8 +110,8 @@ def test_the_code_location_loads_with_all_assets_and_the_sensor_running(ui: Ui) 
         "{ workspaceOrError { ... on Workspace { locationEntries { name loadStatus locationOrLoadError"
         " { __typename ... on PythonError { message } } } } }"
         " assetNodes { assetKey { path } description groupName owners { __typename } }"
-        " sensorsOrError(repositorySelector: {repositoryName: \"__repository__\","
-        " repositoryLocationName: \"mt5_crs_pipeline\"}) { ... on Sensors { results { name sensorState { status } } } } }"
+        ' sensorsOrError(repositorySelector: {repositoryName: "__repository__",'
+        ' repositoryLocationName: "mt5_crs_pipeline"}) { ... on Sensors { results { name sensorState { status } } } } }'
     )
     (location,) = loaded["workspaceOrError"]["locationEntries"]
     assert location["locationOrLoadError"]["__typename"] == "RepositoryLocation", location
@@ -141,7 +149,9 @@ def test_a_materialization_of_all_assets_succeeds_and_its_run_is_in_postgresql(u
 def test_a_bar_inserted_by_plain_sql_is_sensed_and_exactly_its_months_are_computed_again(ui: Ui) -> None:
     def settled() -> bool:
         found = ui.runs().values()
-        return any(r["jobName"] == "market_data_backfill" for r in found) and all(r["status"] == "SUCCESS" for r in found)
+        return any(r["jobName"] == "market_data_backfill" for r in found) and all(
+            r["status"] == "SUCCESS" for r in found
+        )
 
     assert comes_true(settled, 180), ui.runs()  # the first look finds every stored bar new
     before = set(ui.runs())

@@ -62,7 +62,8 @@ def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
     rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
     history = bars.sort_values(["symbol", "time"]).groupby("symbol").cumcount() + 1
     bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(months)]
-    joined = bars[[*key, "has_history"]].merge(rows[[*key, IS_COMPLETE]], on=key, how="outer", indicator=True)
+    rows["is_whole"] = rows[get_feature_names(PIPELINE_FEATURES)].notna().all(axis=1) & rows[IS_COMPLETE]
+    joined = bars[[*key, "has_history"]].merge(rows[[*key, "is_whole"]], on=key, how="outer", indicator=True)
     both = joined[joined["_merge"] == "both"]
     return _result(
         FEATURES_CHECK,
@@ -70,7 +71,7 @@ def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
         {
             "bars without features": joined["_merge"] == "left_only",
             "features without a bar": joined["_merge"] == "right_only",
-            "incomplete in spite of enough history": both["has_history"].astype(bool) & ~both[IS_COMPLETE].astype(bool),
+            "incomplete in spite of enough history": both["has_history"].astype(bool) & ~both["is_whole"].astype(bool),
             "repeated": rows.duplicated(key),
         },
     )

@@ -23,6 +23,9 @@ class Stores:
 
     @contextlib.contextmanager
     def feast(self) -> Iterator[FeastStore]:
-        """Yield the feature store while the database runs."""
-        with self.database.url() as url:
-            yield FeastStore(url, self.timeframe, self.lake.folder)
+        """Yield the feature store while the database runs, and close its connections."""
+        with (
+            self.database.url() as url,
+            contextlib.closing(FeastStore(url, self.timeframe, self.lake.folder)) as store,
+        ):
+            yield store

@@ -155,7 +155,11 @@ def socket_folder(url: str) -> Path:
 
 def listening_ports(pid: int) -> list[int]:
     processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return [c.laddr.port for process in processes for c in process.net_connections("inet") if c.status == "LISTEN"]
+    ports = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process of a session may end while we look
+            ports += [c.laddr.port for c in process.net_connections("inet") if c.status == "LISTEN"]
+    return ports
 
 
 def test_first_use_makes_a_database_for_a_role_that_is_no_superuser(home: Path) -> None:

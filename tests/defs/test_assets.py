@@ -1,0 +1,251 @@
+"""Every asset for real: a real database, a real lake, a real Dagster instance."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
+from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
+from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.model import (
+    champion_model,
+    current_version,
+    model_evaluation,
+    training_set,
+    xgboost_model,
+)
+from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.settings import Settings
+from tests.adapters.small_model import booster, card, predictions
+from tests.commands import hashes
+from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
+
+BARS = [market_data, market_data_parquet]
+FEATURES = [*BARS, feast_registry, technical_features]
+ALL_FEATURES = [*FEATURES, feast_online_store]
+MODEL = [training_set, xgboost_model, model_evaluation, champion_model]
+LOOKBACK = PIPELINE_FEATURES.lookback
+
+
+@pytest.fixture
+def stores(settings: Settings) -> Stores:
+    assert store(settings, year_of_bars())["inserted"] == len(year_of_bars())
+    return Stores(settings)
+
+
+def insert(settings: Settings, time: str, prices: tuple[float, float, float, float], symbol: str = "AAPL") -> None:
+    """Insert a bar as a program does that knows nothing of revisions."""
+    sql = "insert into market_data (symbol, timeframe, time, open, high, low, close, volume) values"
+    execute(settings, f"{sql} (%s, 'D1', %s, %s, %s, %s, %s, 1000)", symbol, time, *prices)
+
+
+def bars_of(symbol: str, start: str, end: str) -> pd.DataFrame:
+    bars = year_of_bars()
+    inside = (bars["time"] >= pd.Timestamp(start, tz="UTC")) & (bars["time"] < pd.Timestamp(end, tz="UTC"))
+    return bars[inside & (bars["symbol"] == symbol)].reset_index(drop=True)
+
+
+def of(folder: Path, *stages: str) -> dict[str, tuple[int, str]]:
+    """Time of the last change and hash of every file of `stages`."""
+    return {
+        f"{stage}/{name}": ((folder / stage / name).stat().st_mtime_ns, sha)
+        for stage in stages
+        for name, sha in hashes(folder / stage).items()
+    }
+
+
+def changed(before: dict[str, tuple[int, str]], after: dict[str, tuple[int, str]]) -> set[str]:
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def test_everything_from_bars_to_a_judged_model_and_a_second_run_touches_no_file(
+    stores: Stores, settings: Settings
+) -> None:
+    result = materialize(stores, [*ALL_FEATURES, *MODEL])
+    rows, bars = len(year_of_bars()), year_of_bars()
+
+    exported = pd.read_parquet(stores.lake.stage_folder(MARKET_DATA))
+    merged = exported.merge(bars, on=["symbol", "time"], suffixes=("", "_in"))
+    assert len(merged) == len(exported) == rows
+    assert (merged["close"] == merged["close_in"]).all() and (merged["volume"] == merged["volume_in"]).all()
+    assert metadata(result, "market_data")["dagster/row_count"] == rows
+    assert metadata(result, "market_data")["symbols"] == list(SYMBOLS)
+    assert metadata(result, "market_data_parquet")["quarantined"] == 0
+    assert metadata(result, "technical_features")["warm_up_rows"] == (LOOKBACK - 1) * len(SYMBOLS)
+
+    newest = bars.groupby("symbol")["time"].max() + pd.Timedelta(days=1)
+    assert metadata(result, "feast_online_store")["newest"] == {s: t.isoformat() for s, t in newest.items()}
+    with stores.feast() as feast:
+        online = feast.online_rows(list(SYMBOLS)).set_index("symbol")
+    stored = pd.read_parquet(stores.lake.stage_folder("technical_features")).set_index("symbol")
+    for symbol in SYMBOLS:
+        last = stored.loc[symbol].sort_values("event_timestamp").iloc[-1]
+        names = get_feature_names(PIPELINE_FEATURES)
+        assert online.loc[symbol, names].astype(float).tolist() == last[names].astype(float).tolist()
+
+    # Of each symbol's bars the warm-up has no features, and the newest bar no label.
+    assert metadata(result, "training_set")["dagster/row_count"] == rows - LOOKBACK * len(SYMBOLS)
+    version = current_version(stores)
+    verdict = stores.models.verdict(version)
+    assert verdict is not None
+    assert metadata(result, "model_evaluation")["verdict"] == verdict["reason"]
+    assert verdict["reason"] in (settings.reports / f"{version}.html").read_text("utf-8")
+    if not verdict["promoted"]:  # real bars: an edge on one year of days would be news
+        assert metadata(result, "champion_model")["champion"].startswith("none yet")
+        assert stores.models.champion() is None
+    passed = {check.check_name for check in result.get_asset_check_evaluations() if check.passed}
+    assert passed == {
+        "bars_are_valid_and_unique",
+        "features_are_complete_against_bars",
+        "training_rows_are_labelled_and_past",
+    }
+
+    before = {path: path.stat().st_mtime_ns for path in settings.home.rglob("*") if path.is_file()}
+    again = materialize(stores, [*ALL_FEATURES, *MODEL])
+    assert {path: path.stat().st_mtime_ns for path in settings.home.rglob("*") if path.is_file()} == before
+    assert metadata(again, "market_data_parquet")["files_changed"] == 0
+
+
+def test_every_month_is_told_its_own_rows(stores: Stores) -> None:
+    result = materialize(stores, BARS, "2012-02", "2012-03")
+    told = {e.partition: e.metadata for e in result.asset_materializations_for_node("market_data_parquet")}
+    per_month = year_of_bars().groupby(year_of_bars()["time"].dt.strftime("%Y-%m")).size()
+    assert {month: values["dagster/partition_row_count"].value for month, values in told.items()} == {
+        "2012-02": per_month["2012-02"],
+        "2012-03": per_month["2012-03"],
+    }
+    assert stores.lake.months(MARKET_DATA) == ["2012-02", "2012-03"]
+
+
+def test_bad_rows_by_plain_sql_go_to_quarantine_once_with_their_reasons(stores: Stores, settings: Settings) -> None:
+    bad = {"2012-06-09": (10, 9, 8, 8.5), "2012-06-16": (10, float("nan"), 8, 9), "2012-06-23": (-1, 2, -3, 1)}
+    for saturday, prices in bad.items():
+        insert(settings, saturday, prices)
+    for _ in range(2):
+        told = metadata(materialize(stores, BARS), "market_data_parquet")
+        assert told["quarantined"] == sum(told["reasons"].values()) == len(bad)
+        assert told["dagster/row_count"] == len(year_of_bars())
+    kept = execute(settings, "select symbol, time::date::text, source from market_data_quarantine order by time")
+    assert kept == [("AAPL", saturday, "table market_data") for saturday in bad]
+    reasons = {reason for (reason,) in execute(settings, "select reason from market_data_quarantine")}
+    assert reasons == set(told["reasons"]) and len(reasons) == len(bad)
+    exported = pd.read_parquet(stores.lake.stage_folder(MARKET_DATA))
+    assert not set(exported["time"].dt.strftime("%Y-%m-%d")) & set(bad)
+
+
+def test_a_bar_that_is_still_forming_waits_without_being_quarantined(stores: Stores, settings: Settings) -> None:
+    today = pd.Timestamp.now(tz="UTC").normalize()
+    insert(settings, today.isoformat(), (10, 11, 9, 10))
+    month = f"{today:%Y-%m}"
+    told = metadata(materialize(stores, BARS, month, month), "market_data_parquet")
+    assert (told["still_forming"], told["quarantined"], told["dagster/row_count"]) == (1, 0, 0)
+    assert execute(settings, "select * from market_data_quarantine") == []
+    assert not stores.lake.file(MARKET_DATA, month).exists()
+
+
+def test_a_late_bar_changes_its_own_month_and_those_its_features_reach(stores: Stores, settings: Settings) -> None:
+    materialize(stores, FEATURES)
+    before = of(stores.lake.folder, "extract", "market_data", "technical_features")
+    insert(settings, "2012-05-05", (80, 81, 79, 80.5))  # a Saturday: nothing was there
+    materialize(stores, FEATURES)
+    following = bars_of("AAPL", "2012-05-06", "2013-01-01")["time"]
+    reached = {f"{time:%Y-%m}" for time in following.iloc[: LOOKBACK - 1]} | {"2012-05"}
+    assert 1 < len(reached) < 6
+    assert changed(before, of(stores.lake.folder, "extract", "market_data", "technical_features")) == {
+        "extract/2012-05.parquet",
+        "market_data/2012-05.parquet",
+        *(f"technical_features/{month}.parquet" for month in reached),
+    }
+
+
+def test_a_correction_replaces_the_bar_and_the_old_version_stays_in_the_table(
+    stores: Stores, settings: Settings
+) -> None:
+    materialize(stores, BARS)
+    (old,) = bars_of("AAPL", "2012-05-15", "2012-05-16").to_dict("records")
+    insert(settings, "2012-05-15", (old["open"], old["high"], old["low"], old["low"]))
+    materialize(stores, BARS, "2012-05", "2012-05")
+    month = pd.read_parquet(stores.lake.file(MARKET_DATA, "2012-05"))
+    (new,) = month[(month["symbol"] == "AAPL") & (month["time"] == old["time"])].to_dict("records")
+    assert new["close"] == old["low"]
+    versions = execute(
+        settings, "select close from market_data where symbol = 'AAPL' and time = '2012-05-15' order by known_at"
+    )
+    assert versions == [(old["close"],), (old["low"],)]
+
+
+def test_months_computed_one_by_one_equal_months_computed_together(stores: Stores, settings: Settings) -> None:
+    materialize(stores, FEATURES)
+    together = hashes(stores.lake.folder)
+    apart = Stores(settings.model_copy(update={"home": settings.home.parent / "apart"}))
+    materialize(apart, BARS)
+    for month in reversed(stores.lake.months(MARKET_DATA)):
+        materialize(apart, [technical_features], month, month)
+    assert hashes(apart.lake.folder) == together
+
+
+def test_only_the_chosen_symbols_are_read(stores: Stores, settings: Settings) -> None:
+    only = Stores(settings.model_copy(update={"symbols": ("IBM",)}))
+    assert metadata(materialize(only, BARS), "market_data")["symbols"] == ["IBM"]
+
+
+def test_a_failed_check_stops_everything_downstream(stores: Stores) -> None:
+    class Forgetful(Lake):
+        """Stands for a disk or a bug that loses the last row of each file."""
+
+        def write(self, stage: str, month: str, table: object) -> bool:
+            return super().write(stage, month, table[:-1] if stage == "technical_features" else table)  # type: ignore[index]
+
+    stores.lake = Forgetful(stores.lake.folder)
+    result = materialize(stores, [*ALL_FEATURES, *MODEL], succeeds=False)
+    (failed,) = (check for check in result.get_asset_check_evaluations() if not check.passed)
+    assert failed.check_name == "features_are_complete_against_bars"
+    assert failed.metadata["bars without features"].value == 12
+    done = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events() if event.asset_key}
+    assert done == {"market_data", "market_data_parquet", "feast_registry", "technical_features"}
+    assert not stores.lake.training_set.exists()
+
+
+def test_too_short_a_history_is_refused_with_both_numbers(settings: Settings) -> None:
+    short = bars_of("AAPL", "2012-01-01", "2012-01-20")
+    store(settings, short)
+    result = materialize(Stores(settings), [*ALL_FEATURES, training_set], succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    cause = failure.step_failure_data.error.cause
+    assert cause.cls_name == "InputError"
+    assert f"needs {LOOKBACK} bars" in cause.message and f"has {len(short)} bars" in cause.message
+
+
+@pytest.mark.parametrize("edge", [True, False], ids=["planted edge", "no edge"])
+def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way(stores: Stores, edge: bool) -> None:
+    materialize(stores, [*ALL_FEATURES, training_set])
+    champion = stores.models.save(card("20110101-champion0000"), booster(), predictions())
+    stores.models.promote(champion, "2011-01-01T00:00:00+00:00")
+    version = current_version(stores)
+    rows = pd.read_parquet(stores.lake.training_set)[["symbol", "event_timestamp", "target"]]
+    # Right on four of five rows, or always the same answer.
+    wrong = pd.Series(range(len(rows))) % 5 == 0
+    probability = (rows["target"] - wrong).abs() * 0.2 + 0.4 if edge else pd.Series(0.6, index=rows.index)
+    stores.models.save(card(version), booster(), rows.assign(probability=probability))
+
+    told = metadata(materialize(stores, [model_evaluation, champion_model]), "champion_model")
+    pointer = stores.models.champion()
+    assert pointer is not None
+    assert pointer["model_version"] == told["champion"] == (version if edge else champion.version)
+    assert told["promoted"] is edge
+    kept = json.loads((stores.models.folder / "verdicts" / f"{version}.json").read_text())
+    assert (kept["promoted"], kept["model_version"]) == (edge, version)
+    assert kept["reason"].startswith("An edge was shown" if edge else "No edge was shown")
+    assert kept["evidence"]["rows"] == len(rows)
+
+
+def test_the_ends_of_the_year_are_first_and_last(stores: Stores) -> None:
+    told = metadata(materialize(stores, [market_data]), "market_data")
+    assert told["first"][:7] == FIRST and told["last"][:7] == LAST
+    assert told["first"] == year_of_bars()["time"].min().isoformat()
+    empty = metadata(materialize(stores, [market_data], "2001-01", "2001-02"), "market_data")
+    assert (empty["dagster/row_count"], empty["first"]) == (0, "none")

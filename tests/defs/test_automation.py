@@ -1,0 +1,184 @@
+"""Which months the schedule and the sensor ask for, and that they ask for them once."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from mt5_crs_pipeline.adapters.bar_store import ChangedBars
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
+from mt5_crs_pipeline.defs.automation import backfill_requests, daily_retrain_schedule, market_data_revision_sensor
+from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.settings import Settings
+from tests.defs.small_lake import execute, store, year_of_bars
+
+RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+REVISE = """
+    insert into market_data (symbol, timeframe, time, open, high, low, close, volume)
+    select symbol, timeframe, time, open, high, low, (high + low) / 2 + %s, volume from market_data_latest
+    where symbol = 'AAPL' and time = %s
+"""
+
+
+def change(month: str, reach: str | None = None, number: int = 1, symbol: str = "AAPL") -> ChangedBars:
+    return ChangedBars(symbol, month, reach or month, number)
+
+
+def ranges(
+    changes: list[ChangedBars], first: str | None = "2000-01", last: str | None = "2026-12"
+) -> list[tuple[str, str]]:
+    return [(start, end) for start, end, _ in backfill_requests(changes, first, last)]
+
+
+# ---------------------------------------------------------------- the decision
+
+
+def test_the_months_of_the_changes_and_those_they_reach_are_asked_for_and_no_other() -> None:
+    assert ranges([]) == []
+    assert ranges([change("2012-05")]) == [("2012-05", "2012-05")]
+    assert ranges([change("2012-11", "2013-02")]) == [("2012-11", "2013-02")]
+    assert ranges([change("2012-05", "2012-06"), change("2012-09", symbol="IBM")]) == [
+        ("2012-05", "2012-06"),
+        ("2012-09", "2012-09"),
+    ]
+
+
+def test_neighbouring_and_overlapping_months_are_one_request() -> None:
+    overlapping = [change("2012-05", "2012-07"), change("2012-06", symbol="IBM"), change("2012-08", symbol="FB")]
+    assert ranges(overlapping) == ranges(overlapping[::-1]) == [("2012-05", "2012-08")]
+    assert ranges([change("2011-12"), change("2012-01")]) == [("2011-12", "2012-01")]
+
+
+def test_months_that_are_no_partitions_are_left_out() -> None:
+    changes = [change("1999-11", "2000-02"), change("2026-12", "2027-03"), change("1998-01")]
+    assert ranges(changes) == [("2000-01", "2000-02"), ("2026-12", "2026-12")]
+    assert ranges([change("1998-01", "1998-03")]) == []
+    assert ranges([change("1998-01")], None, None) == [("1998-01", "1998-01")]
+
+
+def test_a_second_correction_gets_another_key_and_the_same_changes_the_same_key() -> None:
+    changes = [change("2012-05", number=7), change("2012-05", number=8, symbol="IBM")]
+    ((_, _, key),) = backfill_requests(changes, "2000-01", "2026-12")
+    assert backfill_requests(changes[::-1], "2000-01", "2026-12") == [("2012-05", "2012-05", key)]
+    ((_, _, later),) = backfill_requests([change("2012-05", number=9), changes[1]], "2000-01", "2026-12")
+    assert later != key
+
+
+def test_the_key_of_a_range_does_not_depend_on_changes_elsewhere() -> None:
+    alone = backfill_requests([change("2012-05")], "2000-01", "2026-12")
+    both = backfill_requests([change("2012-05"), change("2013-05")], "2000-01", "2026-12")
+    assert both[0] == alone[0] and len(both) == 2
+
+
+# ---------------------------------------------------------------- the sensor
+
+
+@pytest.fixture
+def stores(settings: Settings) -> Stores:
+    store(settings, year_of_bars())
+    return Stores(settings)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def look(stores: Stores, instance: dg.DagsterInstance, cursor: str | None) -> tuple[list[dg.RunRequest], str]:
+    """One look of the sensor: what it asks for, and what it remembers."""
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"stores": stores})
+    tick = market_data_revision_sensor.evaluate_tick(context)
+    assert tick.cursor is not None
+    return list(tick.run_requests or []), tick.cursor
+
+
+def months(requests: list[dg.RunRequest]) -> list[tuple[str, ...]]:
+    return [tuple(request.tags[name] for name in RANGE) for request in requests]
+
+
+def test_the_first_look_asks_for_everything_stored_and_the_next_for_nothing(
+    stores: Stores, instance: dg.DagsterInstance
+) -> None:
+    requests, cursor = look(stores, instance, None)
+    assert months(requests) == [("2012-01", "2012-12")]
+    assert look(stores, instance, cursor) == ([], cursor) or json.loads(cursor)["position"] > 0
+    again, _ = look(stores, instance, cursor)
+    assert again == []
+
+
+def test_a_correction_by_plain_sql_asks_for_exactly_its_months(
+    stores: Stores, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    _, cursor = look(stores, instance, None)
+    times = year_of_bars().query("symbol == 'AAPL'")["time"].sort_values(ignore_index=True)
+    for position in (30, 200):
+        execute(settings, REVISE, 0, times[position].to_pydatetime())
+    requests, cursor = look(stores, instance, cursor)
+    reached = [(times[at], times[min(at + PIPELINE_FEATURES.lookback - 1, len(times) - 1)]) for at in (30, 200)]
+    assert months(requests) == [(f"{first:%Y-%m}", f"{last:%Y-%m}") for first, last in reached]
+    first_key = requests[0].run_key
+
+    execute(settings, REVISE, 0.01, times[30].to_pydatetime())
+    requests, cursor = look(stores, instance, cursor)
+    assert months(requests) == [(f"{reached[0][0]:%Y-%m}", f"{reached[0][1]:%Y-%m}")]
+    assert requests[0].run_key != first_key
+    assert look(stores, instance, cursor)[0] == []
+
+
+def test_a_look_that_was_not_remembered_asks_again_with_the_same_key(
+    stores: Stores, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    _, cursor = look(stores, instance, None)
+    execute(settings, REVISE, 0, datetime(2012, 12, 31, tzinfo=UTC))
+    (first,), _ = look(stores, instance, cursor)
+    (again,), _ = look(stores, instance, cursor)
+    assert months([first]) == [("2012-12", "2012-12")]
+    assert again.run_key == first.run_key
+
+
+def test_what_is_unchanged_or_of_another_timeframe_or_symbol_asks_for_nothing(
+    stores: Stores, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    _, cursor = look(stores, instance, None)
+    assert store(settings, year_of_bars())["unchanged"] == len(year_of_bars())
+    insert = "insert into market_data (symbol, timeframe, time, open, high, low, close, volume) values"
+    execute(settings, f"{insert} ('AAPL', 'H1', '2012-05-15', 1, 1, 1, 1, 1)")
+    assert look(stores, instance, cursor)[0] == []
+    execute(settings, f"{insert} ('NEW', 'D1', '2012-05-15', 1, 1, 1, 1, 1)")
+    only = Stores(settings.model_copy(update={"symbols": ("AAPL",)}))
+    assert look(only, instance, cursor)[0] == []
+    assert months(look(stores, instance, cursor)[0]) == [("2012-05", "2012-05")]
+
+
+def test_an_unreachable_database_is_an_error_and_moves_no_cursor(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    nowhere = Stores(Settings(home=settings.home, database_url="postgresql://me@127.0.0.1:1/bars"))
+    context = dg.build_sensor_context(instance=instance, cursor='{"position": 5}', resources={"stores": nowhere})
+    with pytest.raises(Exception, match=r"did not answer|Connection refused"):
+        market_data_revision_sensor.evaluate_tick(context)
+    assert context.cursor == '{"position": 5}'
+
+
+# ---------------------------------------------------------------- the schedule
+
+
+@pytest.mark.parametrize(
+    ("tick", "expected"),
+    [
+        ("2024-03-02 00:30", ("2024-03", "2024-03")),
+        ("2024-03-01 00:30", ("2024-02", "2024-03")),
+        ("2025-01-01 00:30", ("2024-12", "2025-01")),
+        ("2000-01-01 00:30", ("2000-01", "2000-01")),  # before the first month there is no partition
+    ],
+)
+def test_the_schedule_covers_the_months_of_yesterday_and_today(tick: str, expected: tuple[str, str]) -> None:
+    moment = pd.Timestamp(tick, tz="UTC").to_pydatetime()
+    request = daily_retrain_schedule(dg.build_schedule_context(scheduled_execution_time=moment))
+    assert isinstance(request, dg.RunRequest)
+    assert months([request]) == [expected]
+    assert request.run_key == tick[:10]
