@@ -30,6 +30,6 @@ class PipelineStorage(DagsterPostgresStorage):
         return {}
 
     @classmethod
-    def from_config_value(cls, inst_data: Any, config_value: dict[str, Any]) -> "PipelineStorage":
+    def from_config_value(cls, inst_data: Any, config_value: Any) -> "PipelineStorage":
         """Return the storage; called by Dagster."""
         return cls(inst_data)

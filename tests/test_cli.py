@@ -5,7 +5,6 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from mt5_crs_pipeline import cli
 from mt5_crs_pipeline.adapters.model_store import ModelStore
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import VERSION, save_model
-from tests.commands import environment, hashes, read_until, run, short_folder, started, succeed, write_daily_bars
+from tests.commands import environment, hashes, run, short_folder, succeed, write_daily_bars
 
 NOBODY = 65534
 COMMANDS = ("demo", "ingest", "retrain", "predict", "ui", "doctor", "exec")
@@ -256,18 +255,6 @@ def test_retrain_on_fewer_bars_than_the_features_need_names_both(
     assert (
         Answer(done.returncode, done.stdout, done.stderr).fails(1, "no training rows", "13 bars", "ingest more") is None
     )
-
-
-def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_works(tmp_path: Path) -> None:
-    with short_folder() as folder:
-        home = folder / "home"
-        succeed(home, "ingest", bars_file(tmp_path, first="2011-01-01"))
-        with started(home, "retrain", START="2011-01") as process:
-            said = read_until(process.stderr, "technical_features ...")
-            os.kill(process.pid, signal.SIGINT)
-            out, rest = process.communicate(timeout=60)
-        Answer(process.returncode, out.decode(), said + rest.decode()).fails(130, "interrupted")
-        assert "edge was shown" in succeed(home, "retrain", START="2011-01").stdout
 
 
 # ---------------------------------------------------------------- predict

@@ -90,7 +90,7 @@ def test_a_killed_demo_run_again_ends_with_the_files_of_an_undisturbed_one(demo_
 
 @pytest.mark.parametrize(
     ("step", "database_too"),
-    [("planning", False), ("market_data_parquet ...", True), ("xgboost_model ...", False)],
+    [("market_data_parquet ...", True), ("xgboost_model ...", False)],
 )
 def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
     demo_folder: Path, ingested: Path, undisturbed: dict[str, str], step: str, database_too: bool
@@ -101,6 +101,24 @@ def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
     leftover = home / "lake" / "D1" / "market_data" / f".partial-{2**22 + 1}-abc"
     leftover.parent.mkdir(parents=True, exist_ok=True)
     leftover.write_bytes(b"PAR1")
+    succeed(home, "retrain", **SMALL)
+    assert data_files(home) == undisturbed
+    assert_recovered(home)
+
+
+def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_ends_with_the_same_files(
+    demo_folder: Path, ingested: Path, undisturbed: dict[str, str]
+) -> None:
+    home = shutil.copytree(ingested, demo_folder / "interrupted")
+    with started(home, "retrain", **SMALL) as process:
+        assert process.stderr is not None
+        said = read_until(process.stderr, "technical_features ...")
+        os.kill(process.pid, signal.SIGINT)
+        said += process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if line and not line.startswith("  ")] == [
+        "mt5-crs: interrupted: what was finished is kept, nothing is half written"
+    ]
     succeed(home, "retrain", **SMALL)
     assert data_files(home) == undisturbed
     assert_recovered(home)

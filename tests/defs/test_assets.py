@@ -62,9 +62,7 @@ def changed(before: dict[str, tuple[int, str]], after: dict[str, tuple[int, str]
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_everything_from_bars_to_a_judged_model_and_a_second_run_touches_no_file(
-    stores: Stores, settings: Settings
-) -> None:
+def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Stores, settings: Settings) -> None:
     result = materialize(stores, [*ALL_FEATURES, *MODEL])
     rows, bars = len(year_of_bars()), year_of_bars()
 
