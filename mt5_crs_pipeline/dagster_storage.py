@@ -23,6 +23,9 @@ class PipelineStorage(DagsterPostgresStorage):
         atexit.register(server.close)
         url = server.enter_context(Database(load_settings()).url())
         super().__init__(sqlalchemy_url(url, DAGSTER_SCHEMA), inst_data=inst_data)
+        # Keeps connections open, as Dagster does in its webserver: a run over many months writes hundreds of events.
+        for storage in (self.run_storage, self.event_log_storage, self.schedule_storage):
+            storage.optimize_for_webserver(statement_timeout=600_000, pool_recycle=3600, max_overflow=20)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:

@@ -65,8 +65,6 @@ def dagster_instance(settings: Settings, url: str) -> Iterator[dg.DagsterInstanc
     for folder in (settings.home / "lake", settings.home / "models", settings.home / "reports", settings.dagster_home):
         remove_leftovers(folder)
     with dg.DagsterInstance.get() as instance:
-        # Keeps a connection open, as the webserver does: a run writes many hundred events.
-        instance.optimize_for_webserver(statement_timeout=600_000, pool_recycle=3600, max_overflow=20)
         end_orphans(instance, daemon_lives=any(map(is_alive, recorded_processes(ui_record(settings)))))
         yield instance
 

