@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mt5_crs_pipeline.core.bars import close_time
-from mt5_crs_pipeline.core.panel import Panel, lagged
+from mt5_crs_pipeline.core.panel import Array, Panel
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
 LABEL_TIME: Final = "label_time"
@@ -24,8 +24,9 @@ def direction_target(bars: pd.DataFrame, horizon_bars: int = HORIZON_BARS) -> pd
     or a close is NaN: an open horizon is missing, never 0.
     """
     panel = Panel(bars, ("close",))
-    later = _ahead(panel, panel["close"], horizon_bars)
-    target = np.where(np.isnan(later) | np.isnan(panel["close"]), np.nan, (later > panel["close"]).astype(float))
+    close = panel.in_panel_order("close")
+    later = _ahead(panel, close, horizon_bars)
+    target = np.where(np.isnan(later) | np.isnan(close), np.nan, (later > close).astype(float))
     return pd.Series(panel.in_frame_order(target), index=bars.index, name=TARGET)
 
 
@@ -49,8 +50,10 @@ def labelled_bars(bars: pd.DataFrame, timeframe: str, horizon_bars: int = HORIZO
     return closed.sort_values([EVENT_TIMESTAMP, "symbol"], kind="stable", ignore_index=True)
 
 
-def _ahead(panel: Panel, values: np.ndarray, horizon_bars: int) -> np.ndarray:
+def _ahead(panel: Panel, values: Array, horizon_bars: int) -> Array:
     """Return the values `horizon_bars` later within each symbol, NaN past its last bar."""
-    later = lagged(values, -horizon_bars)
-    later_age = lagged(panel.age.astype(float), -horizon_bars)
-    return np.where(later_age == panel.age + horizon_bars, later, np.nan)
+    later = np.full(len(values), np.nan)
+    later[:-horizon_bars] = values[horizon_bars:]
+    for end in panel.starts[1:]:
+        later[max(end - horizon_bars, 0) : end] = np.nan
+    return later

@@ -1,4 +1,4 @@
-"""Bars of many symbols laid out for vectorised work: symbol after symbol, each in time order."""
+"""Bars of many symbols as the kernel reads them: each symbol's rows together, in time order."""
 
 from collections.abc import Iterable
 
@@ -9,83 +9,106 @@ import pandas as pd
 from mt5_crs_pipeline.core.errors import InputError
 
 Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 
 
 class Panel:
-    """Columns of a bar frame, sorted by symbol and time, with each row's age within its symbol.
+    """The columns of a bar frame, and the order in which its rows are one symbol after the other, each in time order.
 
-    A frame without a `symbol` column is one symbol. `lagged` looks back over the previous rows without regard to
-    symbols: a value is meaningful where `age` is at least the lag, and the caller blanks the rest.
+    `source` is the frame row of each panel row, and empty where the frame is in that order already; `starts` the panel
+    row at which each symbol starts, and the row count. `columns` and `time` (int64 ticks, UTC) are in frame order.
+    A frame without a `symbol` column is one symbol. The frame is neither changed nor copied where it holds doubles.
     Raises InputError, naming the column and the first offending row, for a missing or non-numeric column, a missing
     symbol, times that are not aware, and repeated (symbol, time).
     """
 
     def __init__(self, bars: pd.DataFrame, columns: Iterable[str]) -> None:
-        time = _aware_time(bars)
-        symbols = _symbol_codes(bars)
-        self.order = np.lexsort((time, symbols))
-        symbols, time = symbols[self.order], time[self.order]
-        starts = np.r_[True, symbols[1:] != symbols[:-1]] if len(bars) else np.zeros(0, dtype=bool)
-        repeated = np.flatnonzero(~starts[1:] & (time[1:] == time[:-1]))
+        self.time, self.ticks_per_hour = _aware_time(bars)
+        self.columns = {name: _numbers(bars, name) for name in columns}
+        runs, codes = _symbol_runs(bars)
+        # In order: no symbol comes back after another, and the time rises within each.
+        falls = np.flatnonzero(self.time[1:] <= self.time[:-1]) + 1
+        if codes.max(initial=-1) + 1 == len(codes) and np.isin(falls, runs).all():
+            self.source, self.starts = np.zeros(0, dtype=np.int64), np.append(runs, len(bars))
+            return
+        by_row = np.repeat(codes, np.diff(runs, append=len(bars)))
+        self.source = _sorted_rows(by_row, self.time)
+        symbol, time = by_row[self.source], self.time[self.source]
+        changes = symbol[1:] != symbol[:-1]
+        repeated = np.flatnonzero(~changes & (time[1:] == time[:-1]))
         if len(repeated):
-            row = bars.iloc[self.order[repeated[0] + 1]]
+            row = bars.iloc[self.source[repeated[0] + 1]]
             raise InputError(
                 f"two rows for symbol {row.get('symbol', '(one symbol)')!r} at time {row['time']}: keep one"
             )
-        position = np.arange(len(bars))
-        self.age = position - np.maximum.accumulate(np.where(starts, position, 0))
-        self._columns = {name: _numbers(bars, name)[self.order] for name in columns}
+        self.starts = np.concatenate([[0], np.flatnonzero(changes) + 1, [len(bars)]])
 
     def __len__(self) -> int:
-        return len(self.order)
+        return len(self.time)
 
-    def __getitem__(self, column: str) -> Array:
-        return self._columns[column]
+    def in_panel_order(self, column: str) -> Array:
+        """Return a column symbol after symbol, each in time order."""
+        values = self.columns[column]
+        return values[self.source] if len(self.source) else values
 
     def in_frame_order(self, values: Array) -> Array:
-        """Return `values`, which follow this panel, in the row order of the frame it was made from."""
+        """Return `values`, which follow the panel's order, in the frame's."""
+        if not len(self.source):
+            return values
         result = np.empty_like(values)
-        result[self.order] = values
+        result[self.source] = values
         return result
 
 
-def lagged(values: Array, bars: int) -> Array:
-    """Return the value `bars` rows earlier (later, when negative); NaN where there is none."""
-    if bars == 0:
-        return values
-    result = np.full(len(values), np.nan)
-    if bars > 0:
-        result[bars:] = values[:-bars]
-    else:
-        result[:bars] = values[-bars:]
-    return result
-
-
-def _symbol_codes(bars: pd.DataFrame) -> npt.NDArray[np.int64]:
+def _symbol_runs(bars: pd.DataFrame) -> tuple[Rows, Rows]:
+    """Return where each run of rows of one symbol starts, and its symbol as a number from 0."""
+    if not len(bars):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if "symbol" not in bars:
-        return np.zeros(len(bars), dtype=np.int64)
-    codes: npt.NDArray[np.int64] = pd.factorize(bars["symbol"])[0]
+        return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
+    symbols = bars["symbol"]
+    # Comparing neighbours is cheaper than hashing every row's string.
+    values = symbols.to_numpy() if symbols.dtype == object else pd.factorize(symbols)[0]
+    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
+    codes = pd.factorize(values[starts])[0] if symbols.dtype == object else values[starts]
     if (codes < 0).any():
-        raise InputError(f"column 'symbol' is missing in row {bars.index[codes < 0][0]}")
-    return codes
+        raise InputError(f"column 'symbol' is missing in row {bars.index[starts[codes < 0][0]]}")
+    return starts, codes
 
 
-def _aware_time(bars: pd.DataFrame) -> npt.NDArray[np.int64]:
+def _sorted_rows(codes: Rows, time: Rows) -> Rows:
+    """Return the rows ordered by symbol, then time."""
+    # Small numbers are sorted by counting; rows that come in time order are then right.
+    narrow = codes.astype(np.uint16) if len(codes) and codes.max() < 2**16 else codes
+    rows = np.argsort(narrow, kind="stable")
+    symbol, times = codes[rows], time[rows]
+    if ((times[1:] > times[:-1]) | (symbol[1:] != symbol[:-1])).all():
+        return rows
+    return np.lexsort((time, codes))
+
+
+def _aware_time(bars: pd.DataFrame) -> tuple[Rows, int]:
+    """Return the times as ticks since 1970 in UTC, and how many make an hour."""
     if "time" not in bars:
         raise InputError(f"column 'time' is missing; the frame has {', '.join(map(str, bars.columns)) or 'no columns'}")
-    if not isinstance(bars["time"].dtype, pd.DatetimeTZDtype):
-        raise InputError(
-            f"column 'time' is {bars['time'].dtype}: make it aware UTC, for example .dt.tz_localize('UTC')"
-        )
-    if bars["time"].isna().any():
-        raise InputError(f"column 'time' is missing in row {bars.index[bars['time'].isna()][0]}")
-    return bars["time"].to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    time = bars["time"]
+    if not isinstance(time.dtype, pd.DatetimeTZDtype):
+        raise InputError(f"column 'time' is {time.dtype}: make it aware UTC, for example .dt.tz_localize('UTC')")
+    if time.isna().any():
+        raise InputError(f"column 'time' is missing in row {bars.index[time.isna()][0]}")
+    unit = time.dt.unit
+    ticks = time.to_numpy(dtype=f"datetime64[{unit}]").view(np.int64)
+    return ticks, int(pd.Timedelta(hours=1) / pd.Timedelta(1, unit=unit))
 
 
 def _numbers(bars: pd.DataFrame, name: str) -> Array:
     if name not in bars:
         raise InputError(f"column {name!r} is missing; the frame has {', '.join(map(str, bars.columns))}")
     column = bars[name]
+    if isinstance(column, pd.DataFrame):
+        raise InputError(f"column {name!r} is there {column.shape[1]} times: keep one")
+    if column.dtype == np.float64:
+        return np.ascontiguousarray(column.to_numpy())
     if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
         wrong = [(row, value) for row, value in column.items() if not isinstance(value, (int, float))][:1]
         found = "".join(f": row {row} holds {value!r}" for row, value in wrong)
@@ -98,4 +121,4 @@ def _numbers(bars: pd.DataFrame, name: str) -> Array:
             f"column {name!r} holds {column.iloc[first]} in row {column.index[first]}:"
             " a double cannot hold integers from 2^53"
         )
-    return values
+    return np.ascontiguousarray(values)

@@ -1,0 +1,166 @@
+"""Features of bars in data frames: the public calls."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mt5_crs_pipeline.core.errors import ConfigurationError
+from mt5_crs_pipeline.core.features.config import FeatureConfig, get_feature_names
+from mt5_crs_pipeline.core.features.engine import NO_ROWS, evaluate
+from mt5_crs_pipeline.core.features.formulas import find_feature
+from mt5_crs_pipeline.core.features.operations import INPUTS
+from mt5_crs_pipeline.core.labels import TARGET, direction_target
+from mt5_crs_pipeline.core.panel import Array, Panel, Rows
+
+
+def feature_frame(
+    bars: pd.DataFrame, config: FeatureConfig | None = None, *, threads: int | None = None
+) -> pd.DataFrame:
+    """Return the features alone for every bar, in the frame's own row order and index; warm-up rows are NaN.
+
+    `bars` has columns time (open, aware UTC), open, high, low, close, volume, and symbol unless there is only one; rows
+    may come in any order. The input is untouched. Raises InputError as Panel does.
+    """
+    config = config or FeatureConfig()
+    panel = Panel(bars, INPUTS)
+    values = np.empty((len(config.features), len(panel)))
+    evaluate(config.program, panel, values, destination=panel.source, threads=threads)
+    return pd.DataFrame(values.T, index=bars.index, columns=get_feature_names(config), copy=False)
+
+
+def compute_features(
+    df: pd.DataFrame, config: FeatureConfig | None = None, include_target: bool = False, *, threads: int | None = None
+) -> pd.DataFrame:
+    """Return the input's columns plus the features, without the rows whose features are incomplete.
+
+    With `include_target` also the column `target` (1.0 when the next close is higher, else 0.0), without the rows whose
+    next bar is missing. Columns as in `feature_frame`.
+    """
+    config = config or FeatureConfig()
+    panel = Panel(df, INPUTS)
+    skip = config.lookback - 1
+    kept = _rows_after(panel, skip)
+    destination = NO_ROWS
+    if len(panel.source):
+        destination = np.full(len(panel), -1)
+        destination[kept] = np.arange(len(kept))
+        destination = destination[panel.source]
+    result = _Result(df, kept, get_feature_names(config))
+    complete = evaluate(
+        config.program,
+        panel,
+        result.features,
+        skip=skip,
+        destination=destination,
+        threads=threads,
+        meanwhile=result.copies(),
+    )
+    frame = result.frame()
+    if include_target:
+        frame[TARGET] = direction_target(df).to_numpy()[kept]
+        complete &= frame[TARGET].notna().to_numpy()
+    return frame if complete.all() else frame[complete]
+
+
+def _rows_after(panel: Panel, skip: int) -> Rows:
+    """Return the frame rows, ascending, that have at least `skip` bars of their symbol before them."""
+    late = np.ones(len(panel), dtype=np.bool_)
+    for start, end in zip(panel.starts[:-1], panel.starts[1:], strict=True):
+        late[start : min(start + skip, end)] = False
+    return np.flatnonzero(panel.in_frame_order(late))
+
+
+class _Result:
+    """The `kept` rows of a frame with columns `names` added, which are the rows of `features`.
+
+    The input's doubles share one array with the features, so that no column is copied twice; `copies` fill in what is
+    the input's. A column of the input that is called like a feature is replaced.
+    """
+
+    def __init__(self, df: pd.DataFrame, kept: Rows, names: list[str]) -> None:
+        again = [name for name in names if name in df]
+        self._input = df.drop(columns=again) if again else df
+        self._kept = kept
+        self._names = names
+        doubles = np.flatnonzero(self._input.dtypes == np.float64)
+        self._block = np.empty((len(doubles) + len(names), len(kept)))
+        self._doubles = dict(zip(doubles.tolist(), self._block, strict=False))
+        self._others: dict[int, Any] = {}
+        self.features = self._block[len(doubles) :]
+
+    def copies(self) -> list[Callable[[], None]]:
+        """Return the calls that copy the input's columns."""
+        return [partial(self._copy, at) for at in range(self._input.shape[1])]
+
+    def _copy(self, at: int) -> None:
+        column = self._input.iloc[:, at]
+        if at in self._doubles:
+            np.take(column.to_numpy(), self._kept, out=self._doubles[at], mode="clip")
+        else:
+            values = column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array
+            self._others[at] = values.take(self._kept)
+
+    def frame(self) -> pd.DataFrame:
+        columns, index = self._input.columns, self._input.index.take(self._kept)
+        names = [*columns[list(self._doubles)], *self._names]
+        frame = pd.DataFrame(self._block.T, index=index, columns=names, copy=False)
+        for at, values in sorted(self._others.items()):
+            frame.insert(at, columns[at], values, allow_duplicates=True)
+        return frame
+
+
+def _with_group(df: pd.DataFrame, config: FeatureConfig | None, group: str) -> pd.DataFrame:
+    names = [feature.name for feature in (config or FeatureConfig()).declared if feature.group == group]
+    if not names:
+        return df.copy()
+    features = feature_frame(df, FeatureConfig(tuple(names)))
+    # By position: a join would multiply the rows of a frame that repeats index labels.
+    return df.assign(**{name: features[name].to_numpy() for name in names})
+
+
+def compute_price_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the price features; every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "price")
+
+
+def compute_moving_averages(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the moving averages; every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "moving_average")
+
+
+def compute_momentum_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the momentum features; every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "momentum")
+
+
+def compute_volatility_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the volatility features; every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "volatility")
+
+
+def compute_technical_indicators(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the oscillators (RSI and its kin); every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "technical")
+
+
+def compute_volume_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus the volume features; every row is kept, warm-up is NaN."""
+    return _with_group(df, config, "volume")
+
+
+def compute_calendar_features(df: pd.DataFrame, config: FeatureConfig | None = None) -> pd.DataFrame:
+    """Return the input's columns plus what is read from the bar's own time; every row is kept."""
+    return _with_group(df, config, "calendar")
+
+
+def compute_rsi(close: pd.Series, window: int = 14) -> pd.Series:
+    """Return the relative strength index of one symbol's closes in time order; NaN for the first `window` rows."""
+    if window < 1:
+        raise ConfigurationError(f"RSI window {window} is below 1")
+    name = find_feature(f"rsi_{window}").name
+    time = pd.to_datetime(np.arange(len(close)), unit="s", utc=True)
+    bars = pd.DataFrame({"time": time, **dict.fromkeys(INPUTS, close.to_numpy(dtype=float))}, index=close.index)
+    return feature_frame(bars, FeatureConfig((name,)))[name]
