@@ -154,7 +154,10 @@ def compare_frames(bars: pd.DataFrame) -> None:
     ours = median_ms(lambda: compute_features(bars))
     frame = pl.from_pandas(bars)
     line("compute_features, 15 features, DataFrame to DataFrame", ours)
-    others = {"pandas rolling/ewm per symbol": lambda: pandas_per_symbol(bars), "polars .over": lambda: polars_over(frame)}
+    others = {
+        "pandas rolling/ewm per symbol": lambda: pandas_per_symbol(bars),
+        "polars .over": lambda: polars_over(frame),
+    }
     for name, work in others.items():
         theirs = median_ms(work, 3)
         line(name, theirs, f"{theirs / ours:.1f} times ours")
@@ -194,7 +197,9 @@ def compare_memory(bars: pd.DataFrame) -> None:
 def compare_one_bar() -> None:
     bars = random_bars(1, 2_000)
     stream = FeatureStream(DEFAULT)
-    rows = [("S", time_, *values) for time_, *values in zip(bars["time"], *(bars[name] for name in INPUTS), strict=True)]
+    rows = [
+        ("S", time_, *values) for time_, *values in zip(bars["time"], *(bars[name] for name in INPUTS), strict=True)
+    ]
     took = []
     for row in rows:
         started = time.perf_counter()

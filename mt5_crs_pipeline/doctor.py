@@ -7,12 +7,14 @@ from typing import Any
 from mt5_crs_pipeline.adapters.bar_store import stored_symbols
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
-from mt5_crs_pipeline.adapters.lake import Lake, read_parquet
+from mt5_crs_pipeline.adapters.feature_parity import parity_of_lake, parity_of_online_store
+from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake, read_parquet
 from mt5_crs_pipeline.adapters.model_store import ModelStore
 from mt5_crs_pipeline.adapters.postgres import connected, describe
 from mt5_crs_pipeline.adapters.versions import library_versions, package_version
 from mt5_crs_pipeline.core.errors import PipelineError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
+from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.settings import Settings
 
 
@@ -25,9 +27,11 @@ def examine(settings: Settings) -> Iterator[dict[str, Any]]:
         with database.url() as url:
             yield _finding("database", lambda: _database(url, settings.timeframe))
             yield _finding("feature registry", lambda: _registry(url, settings))
+            yield _finding("online features", lambda: _online_features(url, settings))
     except PipelineError as error:
         yield {"what": "database", "found": str(error), "ok": False}
     yield _finding("lake", lambda: _lake(Lake(settings.lake)))
+    yield _finding("stored features", lambda: _stored_features(Lake(settings.lake)))
     yield _finding("models", lambda: _models(ModelStore(settings.models)))
 
 
@@ -66,6 +70,27 @@ def _lake(lake: Lake) -> str:
     for path in files:
         read_parquet(path)
     return f"{len(files)} files read with their checksums verified"
+
+
+def _stored_features(lake: Lake) -> str:
+    return _equal(parity_of_lake(lake, lake.months(TECHNICAL_FEATURES)))
+
+
+def _online_features(url: str, settings: Settings) -> str:
+    lake = Lake(settings.lake)
+    with contextlib.closing(FeastStore(url, settings.timeframe, settings.lake)) as store:
+        if store.registered_feature_set() is None:
+            return "nothing applied yet"
+        return _equal(parity_of_online_store(store, lake, lake.months(TECHNICAL_FEATURES)))
+
+
+def _equal(parity: Parity) -> str:
+    if parity.different:
+        raise PipelineError(
+            f"{parity.different} of {parity.values:,} values differ from a fresh computation, the first is"
+            f" {parity.first_difference}: run `mt5-crs retrain`"
+        )
+    return f"{parity.values:,} values of {parity.rows} rows equal a fresh computation to the last bit"
 
 
 def _models(store: ModelStore) -> str:

@@ -32,6 +32,7 @@ REQUIRED_KEYS: Final = (
         "row_counts",
         "data_fingerprint",
         "code_commit",
+        "parity",
     ),
     *("library_versions", "label", "class_balance", "importance"),
 )

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 DISTRIBUTION = "mt5-crs-pipeline"
-_RECORDED = ("dagster", "feast", "numpy", "pandas", "pyarrow", "xgboost")
+_RECORDED = ("dagster", "feast", "numba", "numpy", "pandas", "pyarrow", "xgboost")
 
 
 def package_version() -> str:

@@ -1,6 +1,7 @@
 """Bars of many symbols as the kernel reads them: each symbol's rows together, in time order."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,7 @@ from mt5_crs_pipeline.core.errors import InputError
 
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
+Value = TypeVar("Value", bound=np.generic)
 
 
 class Panel:
@@ -51,7 +53,7 @@ class Panel:
         values = self.columns[column]
         return values[self.source] if len(self.source) else values
 
-    def in_frame_order(self, values: Array) -> Array:
+    def in_frame_order(self, values: npt.NDArray[Value]) -> npt.NDArray[Value]:
         """Return `values`, which follow the panel's order, in the frame's."""
         if not len(self.source):
             return values
@@ -91,13 +93,13 @@ def _aware_time(bars: pd.DataFrame) -> tuple[Rows, int]:
     """Return the times as ticks since 1970 in UTC, and how many make an hour."""
     if "time" not in bars:
         raise InputError(f"column 'time' is missing; the frame has {', '.join(map(str, bars.columns)) or 'no columns'}")
-    time = bars["time"]
-    if not isinstance(time.dtype, pd.DatetimeTZDtype):
-        raise InputError(f"column 'time' is {time.dtype}: make it aware UTC, for example .dt.tz_localize('UTC')")
-    if time.isna().any():
-        raise InputError(f"column 'time' is missing in row {bars.index[time.isna()][0]}")
-    unit = time.dt.unit
-    ticks = time.to_numpy(dtype=f"datetime64[{unit}]").view(np.int64)
+    column = bars["time"]
+    if not isinstance(column.dtype, pd.DatetimeTZDtype):
+        raise InputError(f"column 'time' is {column.dtype}: make it aware UTC, for example .dt.tz_localize('UTC')")
+    if column.isna().any():
+        raise InputError(f"column 'time' is missing in row {bars.index[column.isna()][0]}")
+    unit = column.dt.unit
+    ticks = column.to_numpy(dtype=f"datetime64[{unit}]").view(np.int64)
     return ticks, int(pd.Timedelta(hours=1) / pd.Timedelta(1, unit=unit))
 
 

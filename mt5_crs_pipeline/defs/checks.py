@@ -13,6 +13,7 @@ from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, KEY_COLUMNS, month_of,
 from mt5_crs_pipeline.core.feature_rows import IS_COMPLETE, PIPELINE_FEATURES, feature_schema, training_schema
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
+from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.defs.metadata import picture
 
 BARS_CHECK = dg.AssetCheckSpec(
@@ -26,6 +27,19 @@ FEATURES_CHECK = dg.AssetCheckSpec(
     asset="technical_features",
     blocking=True,
     description="Every bar has one feature row; a feature is missing only where the symbol's history is too short.",
+)
+PARITY_CHECK = dg.AssetCheckSpec(
+    "features_equal_a_fresh_computation",
+    asset="technical_features",
+    blocking=True,
+    description="The newest row of every symbol and a sample of older ones equal, to the last bit, what the bars behind"
+    " them give when computed alone and when fed one at a time.",
+)
+ONLINE_CHECK = dg.AssetCheckSpec(
+    "online_features_equal_a_fresh_computation",
+    asset="feast_online_store",
+    blocking=True,
+    description="What is served for every symbol is its newest bar's features, equal to the last bit.",
 )
 TRAINING_CHECK = dg.AssetCheckSpec(
     "training_rows_are_labelled_and_past",
@@ -73,6 +87,21 @@ def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
             "features without a bar": joined["_merge"] == "right_only",
             "incomplete in spite of enough history": both["has_history"].astype(bool) & ~both["is_whole"].astype(bool),
             "repeated": rows.duplicated(key),
+        },
+    )
+
+
+def check_parity(spec: dg.AssetCheckSpec, parity: Parity, certificate: dict[str, Any]) -> dg.AssetCheckResult:
+    """Result of PARITY_CHECK or ONLINE_CHECK, with its certificate; there may be no rows to compare."""
+    return dg.AssetCheckResult(
+        check_name=spec.name,
+        passed=parity.different == 0,
+        metadata={
+            "rows": parity.rows,
+            "values compared": parity.values,
+            "values different": parity.different,
+            "first difference": parity.first_difference or "none",
+            "certificate": dg.MetadataValue.json(certificate),
         },
     )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Self
@@ -22,9 +23,11 @@ class FeatureConfig:
     features: tuple[str, ...] = DEFAULT_FEATURES
 
     def __post_init__(self) -> None:
+        if not isinstance(self.features, tuple):
+            raise ConfigurationError(f"the features of a feature set are a tuple of names, not {self.features!r}")
         for name in self.features:
             find_feature(name)
-        repeated = [name for name in self.features if self.features.count(name) > 1]
+        repeated = [name for name, times in Counter(self.features).items() if times > 1]
         if repeated:
             raise ConfigurationError(f"feature {repeated[0]!r} is listed twice")
         if not self.features:
@@ -37,8 +40,14 @@ class FeatureConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`."""
-        return cls(tuple(json.loads(text)["features"]))
+        """Inverse of `to_json`; raise ConfigurationError for anything else."""
+        try:
+            names = json.loads(text)["features"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigurationError(f'{text!r} is no feature set: {{"features": ["sma_5", ...]}} is one') from error
+        if not isinstance(names, list):
+            raise ConfigurationError(f"the features of a feature set are a list of names, not {names!r}")
+        return cls(tuple(names))
 
     def to_json(self) -> str:
         """Serialise as one line of JSON."""

@@ -76,23 +76,34 @@ def core_count() -> int:
 
 
 @cache
-def kernel() -> Callable[..., None]:
+def kernel() -> Callable[..., int]:
     """Return the compiled kernel; the first call after installation compiles it and says so, others load it."""
     from numba.core import event
 
+    with event.install_listener("numba:compile", _teller()):
+        from mt5_crs_pipeline.core.features.kernel import LAYOUT, run
+
+        columns = (np.zeros(0),) * len(INPUTS)
+        nothing = (NO_ROWS, 0, 0, 0, NO_ROWS, NO_ROWS, NO_ROWS, np.empty((0, 0)), np.empty(0, dtype=np.bool_))
+        if run(np.zeros((0, 0), dtype=np.int64), np.zeros(0), 0, 0, columns, NO_ROWS, 1, *nothing) != LAYOUT:
+            run.recompile()
+    compute: Callable[..., int] = run
+    return compute
+
+
+def _teller() -> Any:
+    from numba.core import event
+
     class Teller(event.Listener):  # type: ignore[misc]
+        told = False
+
         def on_start(self, event: Any) -> None:
-            if not told:
-                told.append(True)
-                warnings.warn(
-                    "compiling the feature kernel for this processor: under half a minute, once per installation",
-                    stacklevel=2,
-                )
+            if not self.told:
+                self.told = True
+                text = "compiling the feature kernel for this processor: under half a minute, once per installation"
+                warnings.warn_explicit(text, UserWarning, __name__, 1)
 
         def on_end(self, event: Any) -> None:
             pass
 
-    told: list[bool] = []
-    with event.install_listener("numba:compile", Teller()):
-        from mt5_crs_pipeline.core.features.kernel import run
-    return run
+    return Teller()

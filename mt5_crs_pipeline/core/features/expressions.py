@@ -1,12 +1,13 @@
 """Expressions over the bars of one symbol: a formula as a value that is read, hashed, documented and compiled.
 
-`close / lag(close, 5) - 1` is such a value. Its text is canonical, so equal formulas are one computation, and `reach`
-says how many earlier bars it needs: nobody declares that by hand. Operators and functions work bar by bar; a function
+`close / lag(close, 5) - 1` is such a value. Equal formulas have equal keys and are computed once, and `reach` says how
+many earlier bars a formula needs: nobody declares that by hand. Operators and functions work bar by bar; a function
 named `rolling_*` looks at the last n values, the bar's own included. NaN in what it reads gives NaN.
 """
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -130,9 +131,9 @@ def sign(x: Expression) -> Expression:
     return _of(Op.SIGN, x)
 
 
-# Window statistics are put together from those of two parts, the newer one as long as the largest power of two below the
-# window, and so on down: few additions, shared between windows, in an order that does not depend on where the history
-# starts. Chan, Golub and LeVeque (1983) on why that is also the accurate way.
+# Window statistics are put together from those of two parts, of which the newer is as long as the largest power of two
+# below the window, and so on down: few additions, shared between windows, in an order that does not depend on where the
+# history starts. Chan, Golub and LeVeque (1983) say why that is also the accurate way.
 
 
 def _parts(n: int) -> tuple[int, int]:
@@ -173,9 +174,15 @@ def rolling_mean(x: Expression, n: int, keep: float = 1.0) -> Expression:
     if n == 1:
         return x
     newer, older = _parts(n)
-    weight = [math.fsum(keep**age for age in range(count)) for count in (older, n)]
-    earlier = lag(rolling_mean(x, older, keep), newer)
-    return _of(Op.BLEND, rolling_mean(x, newer, keep), earlier, numbers=(keep**newer * weight[0] / weight[1],))
+    weights = _weights(keep, n)
+    share = math.fsum(weights[newer:]) / math.fsum(weights)
+    return _of(Op.BLEND, rolling_mean(x, newer, keep), lag(rolling_mean(x, older, keep), newer), numbers=(share,))
+
+
+@cache
+def _weights(keep: float, n: int) -> tuple[float, ...]:
+    # By multiplication: a power may differ in its last bit between machines, and the formula's hash with it.
+    return tuple(accumulate((keep for _ in range(n - 1)), operator.mul, initial=1.0))
 
 
 @cache

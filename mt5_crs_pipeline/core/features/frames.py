@@ -13,7 +13,7 @@ from mt5_crs_pipeline.core.features.engine import NO_ROWS, evaluate
 from mt5_crs_pipeline.core.features.formulas import find_feature
 from mt5_crs_pipeline.core.features.operations import INPUTS
 from mt5_crs_pipeline.core.labels import TARGET, direction_target
-from mt5_crs_pipeline.core.panel import Array, Panel, Rows
+from mt5_crs_pipeline.core.panel import Panel, Rows
 
 
 def feature_frame(

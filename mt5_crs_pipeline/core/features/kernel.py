@@ -1,10 +1,12 @@
 """The compiled part: runs a program over the bars, block by block, on registers that stay in the cache.
 
-Within a window, values are added lag after lag, newest first, by the same additions for every bar: the loop over the
-bars is the inner one, so that it is fast, and a value's bits do not depend on where a block or the history starts.
-Only +, -, *, / and square roots are used, which IEEE 754 defines to the last bit, and never contracted or reordered.
-All of it is in this one file, because the cache on disk notices changes of this file only.
+Every operation is the same arithmetic for every bar, and looks back by lags alone: a value's bits depend neither on
+where a block or the history starts nor on how many bars the processor's vectors take at once. Only +, -, *, / and
+square roots are used, which IEEE 754 defines to the last bit, and the compiler neither fuses nor reorders them.
 """
+
+import contextlib
+import zlib
 
 import numba
 import numpy as np
@@ -12,14 +14,15 @@ import numpy as np
 from mt5_crs_pipeline.core.features.operations import INPUTS, Calendar, Op
 from mt5_crs_pipeline.core.features.program import HISTORY, NUMBERS, OP, OPERANDS, TARGET, WINDOW
 
+# The cache on disk notices changes of this file alone. The layout is compiled in and returned, so that a kernel made
+# with other numbers of the imports is found out.
+_IMPORTED = [*Op, *Calendar, INPUTS, OP, TARGET, HISTORY, WINDOW, NUMBERS, OPERANDS]
+LAYOUT = zlib.crc32(repr(_IMPORTED).encode())
+
 # Bars per block: a few registers of this many doubles fit into the fastest cache.
 BLOCK = 1024
 
 compiled = numba.njit(nogil=True, error_model="numpy")
-
-
-def _array(dtype, dimensions=1, mutable=False):
-    return numba.types.Array(dtype, dimensions, "C", readonly=not mutable)
 
 
 @compiled
@@ -301,23 +304,12 @@ def _step(step, numbers, memory, history, bars, columns, time, ticks_per_hour, s
             d[i] = flat[i] + (x[i] - x[i]) if y[i] == 0.0 else x[i] / y[i]
 
 
-@numba.njit(
-    numba.void(
-        *(_array(numba.int64, 2), _array(numba.float64), numba.int64, numba.int64),
-        *(numba.types.UniTuple(_array(numba.float64), len(INPUTS)), _array(numba.int64), numba.int64),
-        *(_array(numba.int64), numba.int64, numba.int64, numba.int64),
-        *(_array(numba.int64), _array(numba.int64), _array(numba.int64)),
-        *(_array(numba.float64, 2, mutable=True), _array(numba.boolean, mutable=True)),
-    ),
-    cache=True,
-    nogil=True,
-    error_model="numpy",
-)
+@compiled
 def run(
     table, numbers, registers, history, columns, time, ticks_per_hour,
     starts, skip, first, last, source, destination, offsets, out, complete,
 ):  # fmt: skip
-    """Compute the features of panel rows [first, last) into out[feature, row] and complete[row].
+    """Compute the features of panel rows [first, last) into out[feature, row] and complete[row]; return LAYOUT.
 
     table, numbers, registers, history: the program. columns: five float64 arrays in frame order; time: int64 ticks.
     starts: panel row at which each symbol starts, and the row count. source: frame row of each panel row, empty where
@@ -345,10 +337,31 @@ def run(
                     else:
                         _scatter(out[table[step, TARGET]], destination[row : row + bars], values)
                 else:
-                    _step(table[step], numbers, memory, history, bars, columns, time, ticks_per_hour, start, row, source)
+                    _step(
+                        table[step], numbers, memory, history, bars, columns, time, ticks_per_hour, start, row, source
+                    )
             for i in range(bars):
                 to = row + i - offsets[symbol] if len(destination) == 0 else destination[row + i]
                 if to >= 0:
                     complete[to] = missing[i] == 0
             row += bars
         symbol += 1
+    return LAYOUT
+
+
+def _array(dtype, dimensions=1, mutable=False):
+    return numba.types.Array(dtype, dimensions, "C", readonly=not mutable)
+
+
+with contextlib.suppress(RuntimeError):
+    # Where no folder can be written, every process compiles for itself.
+    run.enable_caching()
+run.compile(
+    numba.int64(
+        *(_array(numba.int64, 2), _array(numba.float64), numba.int64, numba.int64),
+        *(numba.types.UniTuple(_array(numba.float64), len(INPUTS)), _array(numba.int64), numba.int64),
+        *(_array(numba.int64), numba.int64, numba.int64, numba.int64),
+        *(_array(numba.int64), _array(numba.int64), _array(numba.int64)),
+        *(_array(numba.float64, 2, mutable=True), _array(numba.boolean, mutable=True)),
+    )
+)

@@ -2,6 +2,12 @@
 
 import dagster as dg
 
+from mt5_crs_pipeline.adapters.feature_parity import (
+    certify,
+    commit_certificate,
+    parity_of_lake,
+    parity_of_online_store,
+)
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, month_of
 from mt5_crs_pipeline.core.feature_rows import (
@@ -11,8 +17,9 @@ from mt5_crs_pipeline.core.feature_rows import (
     feature_schema,
 )
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.core.parity import NOTHING_COMPARED
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
-from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, check_features
+from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, ONLINE_CHECK, PARITY_CHECK, check_features, check_parity
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset
 from mt5_crs_pipeline.defs.resources import Stores
@@ -28,10 +35,10 @@ def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
 
 @monthly_asset(
     group_name="features",
-    kinds={"numpy", "parquet"},
+    kinds={"numba", "parquet"},
     owners=["team:ml-platform"],
     deps=[market_data_parquet, feast_registry],
-    check_specs=[FEATURES_CHECK],
+    check_specs=[FEATURES_CHECK, PARITY_CHECK],
     metadata=column_schema(feature_schema()),
 )
 def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
@@ -41,6 +48,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     rows = feature_rows(bars, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
+    parity = parity_of_lake(stores.lake, months)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(rows),
@@ -50,7 +58,10 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             lookback_bars=PIPELINE_FEATURES.lookback,
             warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
         ),
-        check_results=[check_features(stores.lake, months)],
+        check_results=[
+            check_features(stores.lake, months),
+            check_parity(PARITY_CHECK, parity, commit_certificate(stores.lake, parity)),
+        ],
     )
 
 
@@ -59,6 +70,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     kinds={"feast", "postgres"},
     owners=["team:ml-platform"],
     deps=[technical_features],
+    check_specs=[ONLINE_CHECK],
 )
 def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Newest feature row of every symbol that has bars from these months on, in Feast's online store."""
@@ -67,11 +79,16 @@ def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     columns = ["symbol", EVENT_TIMESTAMP]
     affected = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
     times = affected[EVENT_TIMESTAMP]
+    parity = NOTHING_COMPARED
     if len(affected):
         with stores.feast() as feast:
             # The window ends at the newest row of all, so that an older month never replaces a newer value.
             feast.materialize(times.min().to_pydatetime(), times.max().to_pydatetime())
+            parity = parity_of_online_store(feast, stores.lake, months)
     newest = affected.groupby("symbol")[EVENT_TIMESTAMP].max()
     return dg.MaterializeResult(
-        metadata=row_metadata(len(newest), newest, newest={symbol: time.isoformat() for symbol, time in newest.items()})
+        metadata=row_metadata(
+            len(newest), newest, newest={symbol: time.isoformat() for symbol, time in newest.items()}
+        ),
+        check_results=[check_parity(ONLINE_CHECK, parity, certify(parity))],
     )

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mt5_crs_pipeline.core.features import FeatureConfig, compute_rsi, ema_lookback, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.features import FeatureConfig, compute_rsi, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.features.expressions import ema_length as ema_lookback
 from tests.core.reference import DEFAULT_NAMES, ema_weights, expected_feature, rsi
 from tests.core.samples import random_bars, real_bars
 

@@ -1,0 +1,77 @@
+"""The parity proof on what is stored: in the lake's Parquet files and in Feast's online store."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pandas as pd
+
+from mt5_crs_pipeline.adapters.feast_store import FeastStore
+from mt5_crs_pipeline.adapters.files import commit_bytes
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.adapters.versions import library_versions
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
+from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_schema
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, compare, sample
+
+# Besides the newest row of every symbol.
+OLDER_ROWS: Final = 200
+
+
+def parity_of_lake(lake: Lake, months: Sequence[str]) -> Parity:
+    """Compare the newest stored row of every symbol in `months`, and random older ones, with fresh computations."""
+    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
+    # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
+    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _bars(lake, months), PIPELINE_FEATURES)
+
+
+def parity_of_online_store(feast: FeastStore, lake: Lake, months: Sequence[str]) -> Parity:
+    """Compare what the online store serves for every symbol in `months` with fresh computations of its newest bar."""
+    columns = ["symbol", "time", EVENT_TIMESTAMP]
+    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
+    newest = rows.sort_values(["symbol", "time"]).drop_duplicates("symbol", keep="last")
+    if newest.empty:
+        return NOTHING_COMPARED
+    served = newest.merge(feast.online_rows(newest["symbol"].tolist()), on="symbol", suffixes=("", "_served"))
+    # A row of another bar has no counterpart, which counts as different.
+    stale = served[f"{EVENT_TIMESTAMP}_served"] != served[EVENT_TIMESTAMP]
+    served.loc[stale, "time"] = pd.NaT
+    return compare(served, _bars(lake, months), PIPELINE_FEATURES)
+
+
+def certify(parity: Parity) -> dict[str, Any]:
+    """Return the certificate of a comparison made with the libraries that are installed."""
+    return certificate(parity, PIPELINE_FEATURES, library_versions())
+
+
+def commit_certificate(lake: Lake, parity: Parity) -> dict[str, Any]:
+    """Keep the certificate of a comparison as the lake's newest, and return it; one of no rows proves nothing."""
+    content = certify(parity)
+    if parity.rows:
+        commit_bytes(lake.parity_certificate, (json.dumps(content, indent=2) + "\n").encode())
+    return content
+
+
+def read_certificate(lake: Lake) -> dict[str, Any]:
+    """Return the lake's newest certificate; raise InputError unless it proves parity of this feature set."""
+    remedy = "materialize technical_features"
+    if not lake.parity_certificate.exists():
+        raise InputError(f"no parity certificate at {lake.parity_certificate}: {remedy}")
+    content: dict[str, Any] = json.loads(lake.parity_certificate.read_bytes())
+    if content["feature_set_hash"] != PIPELINE_FEATURES.feature_set_hash:
+        raise InputError(
+            f"the parity certificate is of feature set {content['feature_set_hash'][:12]}, the code computes"
+            f" {PIPELINE_FEATURES.feature_set_hash[:12]}: {remedy}"
+        )
+    if not content["holds"]:
+        raise InputError(
+            f"the last parity check found {content['values_different']} stored values that differ from a fresh"
+            f" computation: {remedy}"
+        )
+    return content
+
+
+def _bars(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
+    return adjusted(lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA))

@@ -1,0 +1,120 @@
+"""The proof that stored features are what any other way of computing them gives, to the last bit.
+
+A stored row was computed in a batch of months. It is computed again from the `lookback` bars that end at it alone, and
+by a stream that has seen the bars before it and is fed the last one; the 64 bits of every value are compared.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from mt5_crs_pipeline.core.features import FeatureConfig, FeatureStream, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.features.operations import INPUTS
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How many rows and values were compared, how many differ, and the first that does."""
+
+    rows: int
+    values: int
+    different: int
+    first_difference: str | None
+
+    @property
+    def holds(self) -> bool:
+        """True when something was compared and all of it is equal."""
+        return self.rows > 0 and self.different == 0
+
+
+NOTHING_COMPARED: Final = Parity(rows=0, values=0, different=0, first_difference=None)
+
+
+def sample(rows: pd.DataFrame, older: int, seed: int) -> pd.DataFrame:
+    """Return the newest row of every symbol and `older` random others; the same for the same rows and seed."""
+    ordered = rows.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
+    newest = ~ordered["symbol"].duplicated(keep="last")
+    others = ordered[~newest]
+    chosen = others.sample(min(older, len(others)), random_state=seed)
+    return pd.concat([ordered[newest], chosen]).sort_index()
+
+
+def compare(stored: pd.DataFrame, bars: pd.DataFrame, config: FeatureConfig) -> Parity:
+    """Compute the `stored` rows (symbol, time, features) again from `bars`, in two ways, and compare the bits.
+
+    `bars` (symbol, time, open, high, low, close, volume; prices as the features were computed on) has the history of
+    every row, in any order. A row whose bar is not there counts as different.
+    """
+    names = get_feature_names(config)
+    keys = pd.MultiIndex.from_frame(stored[["symbol", "time"]])
+    histories = list(_histories(bars, keys, config.lookback))
+    there = np.array([len(history) > 0 for history in histories], dtype=bool)
+    found = [history for history in histories if len(history)]
+    kept = stored[names].to_numpy(dtype=float)
+    different = np.zeros((len(stored), len(names)), dtype=bool)
+    for again in (_from_slices(found, config), _from_stream(found, config)):
+        different[there] |= _bits(again) != _bits(kept[there])
+    different[~there] = True
+    first = None
+    if different.any():
+        row, column = np.argwhere(different)[0]
+        symbol, time = keys[row]
+        first = f"{names[column]} of {symbol} at {time.isoformat()} is stored as {float(kept[row, column])!r}"
+    return Parity(len(stored), 2 * different.size, int(different.sum()), first)
+
+
+def certificate(parity: Parity, config: FeatureConfig, library_versions: dict[str, str]) -> dict[str, Any]:
+    """Return what was proved, about which features, with which libraries, and a SHA-256 over all of it."""
+    content = {
+        "feature_set_hash": config.feature_set_hash,
+        "library_versions": library_versions,
+        "rows": parity.rows,
+        "values_compared": parity.values,
+        "values_different": parity.different,
+        "holds": parity.holds,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "certificate": digest}
+
+
+def _histories(bars: pd.DataFrame, keys: pd.MultiIndex, lookback: int) -> Iterable[pd.DataFrame]:
+    """Yield for each key the `lookback` bars that end at it (fewer at a symbol's start), none where it has no bar."""
+    columns = ["symbol", "time", *INPUTS]
+    by_symbol = {str(symbol): own.sort_values("time")[columns] for symbol, own in bars.groupby("symbol")}
+    nothing = bars[columns].iloc[:0]
+    for symbol, time in keys:
+        own = by_symbol.get(symbol, nothing)
+        end = int(own["time"].searchsorted(time, side="right"))
+        ends_there = end > 0 and own["time"].iloc[end - 1] == time
+        yield own.iloc[max(end - lookback, 0) : end] if ends_there else nothing
+
+
+def _from_slices(histories: list[pd.DataFrame], config: FeatureConfig) -> npt.NDArray[np.float64]:
+    if not histories:
+        return np.zeros((0, len(config.features)))
+    # Each slice is a symbol of its own: nothing but its bars can reach its values.
+    slices = [history.assign(symbol=number) for number, history in enumerate(histories)]
+    ends = np.cumsum([len(history) for history in histories]) - 1
+    every: npt.NDArray[np.float64] = feature_frame(pd.concat(slices, ignore_index=True), config).to_numpy()
+    last: npt.NDArray[np.float64] = every[ends]
+    return last
+
+
+def _from_stream(histories: list[pd.DataFrame], config: FeatureConfig) -> npt.NDArray[np.float64]:
+    values = np.empty((len(histories), len(config.features)))
+    for row, history in zip(values, histories, strict=True):
+        stream = FeatureStream(config, history.iloc[:-1])
+        symbol, time, *bar = history.iloc[-1].tolist()
+        row[:] = stream.push(symbol, time, *bar).values
+    return values
+
+
+def _bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    # A NaN may come back from storage as another NaN.
+    return np.ascontiguousarray(np.where(np.isnan(values), np.nan, values)).view(np.int64)
