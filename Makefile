@@ -4,6 +4,7 @@
 #   make ui      the Dagster UI on http://127.0.0.1:3000
 #   make check   format, lint, types, Dagster definitions
 #   make bench   the benchmarks behind the numbers in the README
+#   make docs    write docs/features.md anew from the declarations
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN := env -u PYTHONDONTWRITEBYTECODE
 PIP := $(RUN) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: demo test ui check bench lock clean
+.PHONY: demo test ui check bench docs lock clean
 
 demo: $(VENV)/run.installed
 	@$(RUN) $(BIN)/mt5-crs demo
@@ -33,6 +34,10 @@ check: $(VENV)/dev.installed
 
 bench: $(VENV)/bench.installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $(BIN)/python $$script || exit 1; done
+
+docs: $(VENV)/run.installed
+	@$(RUN) $(BIN)/python -c "import pathlib; from mt5_crs_pipeline.core.features.documentation import feature_document; \
+		pathlib.Path('docs/features.md').write_text(feature_document(), encoding='utf-8')"
 
 $(VENV)/python.created:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found. Name one: make demo PYTHON=/path/to/python3.12"; exit 1; }

@@ -37,9 +37,10 @@ UPSTREAM = {
 }
 MONTHLY = ["market_data", "market_data_parquet", "technical_features", "feast_online_store"]
 CHECKS = {
-    "market_data_parquet": "bars_are_valid_and_unique",
-    "technical_features": "features_are_complete_against_bars",
-    "training_set": "training_rows_are_labelled_and_past",
+    "market_data_parquet": ["bars_are_valid_and_unique"],
+    "technical_features": ["features_are_complete_against_bars", "features_equal_a_fresh_computation"],
+    "feast_online_store": ["online_features_equal_a_fresh_computation"],
+    "training_set": ["training_rows_are_labelled_and_past"],
 }
 KEYS = ["symbol", "timeframe", "time"]
 VALUES = ["open", "high", "low", "close", "adjusted_close", "volume", "real_volume", "spread"]
@@ -145,7 +146,7 @@ def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
         tags=range_tags("2023-01", "2023-03"),
     )
     assert result.success
-    assert len(result.get_asset_check_evaluations()) == 2
+    assert len(result.get_asset_check_evaluations()) == 3
     stages = {"market_data_parquet": MARKET_DATA, "technical_features": TECHNICAL_FEATURES}
     for name, stage in stages.items():
         files = sorted(lake.stage_folder(stage).iterdir())
@@ -158,9 +159,7 @@ def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
 
 def test_the_checks_block_what_comes_after_them() -> None:
     found = {name: list(asset(name).check_specs) for name in UPSTREAM if list(asset(name).check_specs)}
-    assert {name: [check.name for check in checks] for name, checks in found.items()} == {
-        name: [check] for name, check in CHECKS.items()
-    }
+    assert {name: [check.name for check in checks] for name, checks in found.items()} == CHECKS
     for checks in found.values():
         assert all(check.blocking and check.description for check in checks)
 

@@ -5,14 +5,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.doctor import examine
 from mt5_crs_pipeline.settings import Settings
 from tests.commands import run, succeed
 
-FINDINGS = ["package", "state folder", "database", "feature registry", "lake", "models"]
+FINDINGS = [
+    *("package", "state folder", "database", "feature registry", "online features"),
+    *("lake", "stored features", "models"),
+]
 
 
 @pytest.fixture
@@ -42,10 +48,14 @@ def test_everything_is_well_after_the_demo(demo_home: Path) -> None:
     assert [line[5:].split(": ")[0] for line in lines] == FINDINGS
     assert "D1 bars of 5 symbols, 0 rows in quarantine" in said.stdout
     assert "1 verified, champion: none" in said.stdout
+    # Of every value of five symbols' newest rows, and of 200 older ones.
+    values = 2 * len(PIPELINE_FEATURES.features)
+    assert f"{values * 205:,} values of 205 rows equal a fresh computation to the last bit" in said.stdout
+    assert f"{values * 5:,} values of 5 rows equal a fresh computation to the last bit" in said.stdout
     assert said.stderr == ""
 
 
-def test_a_flipped_bit_in_the_lake_fails_that_line_alone_and_the_command(home: Path) -> None:
+def test_a_flipped_bit_in_the_lake_fails_what_reads_it_and_the_command(home: Path) -> None:
     damaged = home / "lake" / "D1" / "technical_features" / "2010-05.parquet"
     prices = pq.read_metadata(damaged).row_group(0).column(5)
     flip_a_bit(damaged, prices.data_page_offset + prices.total_compressed_size - 5)
@@ -53,9 +63,21 @@ def test_a_flipped_bit_in_the_lake_fails_that_line_alone_and_the_command(home: P
     assert (done.returncode, done.stderr) == (1, "")
     found = json.loads(done.stdout)
     assert [finding["what"] for finding in found] == FINDINGS
-    (wrong,) = (finding for finding in found if not finding["ok"])
-    assert wrong["what"] == "lake"
-    assert str(damaged) in wrong["found"]
+    wrong = {finding["what"]: finding["found"] for finding in found if not finding["ok"]}
+    assert wrong.keys() == {"lake", "stored features"}
+    assert all(str(damaged) in text for text in wrong.values())
+
+
+def test_a_changed_value_in_the_lake_is_told_from_a_fresh_computation(home: Path) -> None:
+    newest = home / "lake" / "D1" / "technical_features" / "2013-02.parquet"
+    table = pq.read_table(newest)
+    at = table.schema.get_field_index("rsi_14")
+    nudged = pa.array(np.nextafter(table.column(at).to_numpy(), np.inf))
+    pq.write_table(table.set_column(at, "rsi_14", nudged), newest)
+    found = findings(home)
+    # The online store serves what the bars give; the file does not hold it any more.
+    assert {what for what, (ok, _) in found.items() if not ok} == {"stored features"}
+    assert "differ from a fresh computation, the first is rsi_14 of FB at 2013-02" in found["stored features"][1]
 
 
 def test_a_damaged_bundle_fails_the_line_of_the_models(home: Path) -> None:

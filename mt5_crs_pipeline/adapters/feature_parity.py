@@ -1,13 +1,11 @@
 """The parity proof on what is stored: in the lake's Parquet files and in Feast's online store."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 import pandas as pd
 
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
-from mt5_crs_pipeline.adapters.files import commit_bytes
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.adapters.versions import library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
@@ -46,31 +44,15 @@ def certify(parity: Parity) -> dict[str, Any]:
     return certificate(parity, PIPELINE_FEATURES, library_versions())
 
 
-def commit_certificate(lake: Lake, parity: Parity) -> dict[str, Any]:
-    """Keep the certificate of a comparison as the lake's newest, and return it; one of no rows proves nothing."""
-    content = certify(parity)
-    if parity.rows:
-        commit_bytes(lake.parity_certificate, (json.dumps(content, indent=2) + "\n").encode())
-    return content
-
-
-def read_certificate(lake: Lake) -> dict[str, Any]:
-    """Return the lake's newest certificate; raise InputError unless it proves parity of this feature set."""
-    remedy = "materialize technical_features"
-    if not lake.parity_certificate.exists():
-        raise InputError(f"no parity certificate at {lake.parity_certificate}: {remedy}")
-    content: dict[str, Any] = json.loads(lake.parity_certificate.read_bytes())
-    if content["feature_set_hash"] != PIPELINE_FEATURES.feature_set_hash:
+def proof_for_training(lake: Lake) -> dict[str, Any]:
+    """Return the certificate of all that is stored; raise InputError unless it holds."""
+    parity = parity_of_lake(lake, lake.months(TECHNICAL_FEATURES))
+    if not parity.holds:
         raise InputError(
-            f"the parity certificate is of feature set {content['feature_set_hash'][:12]}, the code computes"
-            f" {PIPELINE_FEATURES.feature_set_hash[:12]}: {remedy}"
+            f"{parity.different} of {parity.values} stored feature values differ from a fresh computation, the first is"
+            f" {parity.first_difference}: materialize technical_features again"
         )
-    if not content["holds"]:
-        raise InputError(
-            f"the last parity check found {content['values_different']} stored values that differ from a fresh"
-            f" computation: {remedy}"
-        )
-    return content
+    return certify(parity)
 
 
 def _bars(lake: Lake, months: Sequence[str]) -> pd.DataFrame:

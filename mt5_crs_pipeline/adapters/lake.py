@@ -31,11 +31,6 @@ class Lake:
         """Return the path of the one training set, which spans all months."""
         return self.folder / "training_set.parquet"
 
-    @property
-    def parity_certificate(self) -> Path:
-        """Return the path of the newest proof that stored features equal a fresh computation."""
-        return self.folder / "parity_certificate.json"
-
     def file(self, stage: str, month: str) -> Path:
         """Return the path of one month of `stage`."""
         return self.stage_folder(stage) / f"{month}.parquet"

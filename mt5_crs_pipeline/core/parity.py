@@ -65,7 +65,7 @@ def compare(stored: pd.DataFrame, bars: pd.DataFrame, config: FeatureConfig) -> 
     if different.any():
         row, column = np.argwhere(different)[0]
         symbol, time = keys[row]
-        first = f"{names[column]} of {symbol} at {time.isoformat()} is stored as {float(kept[row, column])!r}"
+        first = f"{names[column]} of {symbol} at {time} is stored as {float(kept[row, column])!r}"
     return Parity(len(stored), 2 * different.size, int(different.sum()), first)
 
 

@@ -52,6 +52,7 @@ def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
         importance=importance(booster()),
         metrics={"accuracy": 0.5},
         data_fingerprint="0" * 64,
+        parity={"feature_set_hash": PIPELINE_FEATURES.feature_set_hash, "holds": True},
         train_date=datetime(2013, 3, 2, tzinfo=UTC),
         code_commit="test",
         library_versions={"python": "3"},

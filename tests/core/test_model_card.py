@@ -15,7 +15,7 @@ from mt5_crs_pipeline.core.model_card import model_card
 PROMISED = {
     *("model_type", "model_version", "symbols", "lookback", "features", "train_date", "params", "metrics"),
     *("model_file", "feature_config", "feature_set_hash", "data_window", "row_counts", "data_fingerprint"),
-    *("code_commit", "library_versions", "label", "class_balance"),
+    *("code_commit", "library_versions", "label", "class_balance", "parity"),
 }
 
 
@@ -34,6 +34,7 @@ def card() -> dict[str, Any]:
         importance={"sma_5": 0.75, "gap": 0.25},
         metrics={"accuracy": 0.5},
         data_fingerprint="f" * 64,
+        parity={"holds": True, "certificate": "c" * 64},
         train_date=datetime(2024, 1, 6, tzinfo=UTC),
         code_commit="c0ffee",
         library_versions={"xgboost": "3.0"},
@@ -57,6 +58,7 @@ def test_the_card_names_what_it_was_made_by(card: dict[str, Any]) -> None:
     assert card["feature_config"] == {"features": ["sma_5", "gap"]}
     assert card["feature_set_hash"] == FeatureConfig(("sma_5", "gap")).feature_set_hash
     assert card["lookback"] == 5
+    assert card["parity"] == {"holds": True, "certificate": "c" * 64}
     assert card["label"] == LABEL_DEFINITION
     assert card["params"]["seed"] == 99
     assert card["importance"] == {"sma_5": 0.75, "gap": 0.25}

@@ -19,7 +19,8 @@ from mt5_crs_pipeline.defs.checks import check_bars, check_features, check_train
 from tests.defs.small_lake import year_of_bars
 
 MONTHS = [f"2012-{month:02d}" for month in range(1, 13)]
-MONTH = "2012-06"
+# Its first rows have the whole history that features need behind them.
+MONTH = "2012-08"
 FEATURE = get_feature_names(PIPELINE_FEATURES)[0]
 Change = Callable[[pd.DataFrame], pd.DataFrame]
 

@@ -81,13 +81,13 @@ def kernel() -> Callable[..., int]:
     from numba.core import event
 
     with event.install_listener("numba:compile", _teller()):
-        from mt5_crs_pipeline.core.features.kernel import LAYOUT, run
+        from mt5_crs_pipeline.core.features.kernel import LAYOUT, compute_rows
 
         columns = (np.zeros(0),) * len(INPUTS)
         nothing = (NO_ROWS, 0, 0, 0, NO_ROWS, NO_ROWS, NO_ROWS, np.empty((0, 0)), np.empty(0, dtype=np.bool_))
-        if run(np.zeros((0, 0), dtype=np.int64), np.zeros(0), 0, 0, columns, NO_ROWS, 1, *nothing) != LAYOUT:
-            run.recompile()
-    compute: Callable[..., int] = run
+        if compute_rows(np.zeros((0, 0), dtype=np.int64), np.zeros(0), 0, 0, columns, NO_ROWS, 1, *nothing) != LAYOUT:
+            compute_rows.recompile()
+    compute: Callable[..., int] = compute_rows
     return compute
 
 

@@ -305,7 +305,7 @@ def _step(step, numbers, memory, history, bars, columns, time, ticks_per_hour, s
 
 
 @compiled
-def run(
+def compute_rows(
     table, numbers, registers, history, columns, time, ticks_per_hour,
     starts, skip, first, last, source, destination, offsets, out, complete,
 ):  # fmt: skip
@@ -355,8 +355,8 @@ def _array(dtype, dimensions=1, mutable=False):
 
 with contextlib.suppress(RuntimeError):
     # Where no folder can be written, every process compiles for itself.
-    run.enable_caching()
-run.compile(
+    compute_rows.enable_caching()
+compute_rows.compile(
     numba.int64(
         *(_array(numba.int64, 2), _array(numba.float64), numba.int64, numba.int64),
         *(numba.types.UniTuple(_array(numba.float64), len(INPUTS)), _array(numba.int64), numba.int64),
@@ -365,3 +365,5 @@ run.compile(
         *(_array(numba.float64, 2, mutable=True), _array(numba.boolean, mutable=True)),
     )
 )
+# Any other array is handed over as one of these: one kernel, compiled once.
+compute_rows.disable_compile()

@@ -4,7 +4,6 @@ import dagster as dg
 
 from mt5_crs_pipeline.adapters.feature_parity import (
     certify,
-    commit_certificate,
     parity_of_lake,
     parity_of_online_store,
 )
@@ -60,7 +59,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
         ),
         check_results=[
             check_features(stores.lake, months),
-            check_parity(PARITY_CHECK, parity, commit_certificate(stores.lake, parity)),
+            check_parity(PARITY_CHECK, parity, certify(parity)),
         ],
     )
 

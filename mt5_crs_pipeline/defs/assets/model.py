@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from mt5_crs_pipeline.adapters import pictures
-from mt5_crs_pipeline.adapters.feature_parity import read_certificate
+from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.model_store import Bundle
@@ -84,7 +84,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             importance=importance(booster),
             metrics=evaluate(predictions, importance(booster)).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
-            parity=read_certificate(stores.lake),
+            parity=proof_for_training(stores.lake),
             train_date=datetime.now(UTC),
             code_commit=code_commit(),
             library_versions=library_versions(),
