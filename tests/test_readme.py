@@ -20,6 +20,7 @@ PRELUDE = """
 from pathlib import Path
 from mt5_crs_pipeline.adapters.mt5 import read_bars
 bars = read_bars(Path("EURUSD_H1.csv")).bars
+bar_opened_at = bars["time"].max() + (bars["time"].iloc[1] - bars["time"].iloc[0])
 """
 
 
@@ -48,6 +49,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_blocks_of_every_kind() -> None:
     assert {kind for kind, _ in BLOCKS} == {"sh", "python", "sql"}
+
+
+def test_the_feature_that_is_shown_is_the_one_that_is_declared() -> None:
+    (shown,) = re.findall(r"^```py\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.S | re.M)
+    assert shown in (ROOT / "mt5_crs_pipeline" / "core" / "features" / "formulas.py").read_text("utf-8")
 
 
 def test_every_block_runs(folder: Path) -> None:

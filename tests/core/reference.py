@@ -199,24 +199,20 @@ def volume_change(v: pd.Series) -> pd.Series:
     return change.mask((v.shift(1) == 0) & (v > 0), 1.0).mask((v.shift(1) == 0) & (v == 0), 0.0)
 
 
+def signed_volume(b: pd.DataFrame) -> pd.Series:
+    """The volume of a rising bar, minus that of a falling one, 0 between."""
+    return pd.Series(np.sign(b["close"].diff()) * b["volume"], b.index)
+
+
 def on_balance_slope(b: pd.DataFrame, n: int) -> pd.Series:
-    """The line through the running totals that start at the oldest bar of the window."""
-    # The oldest bar's own step is part of every total, and does not tilt the line.
-    steps = windows_of(pd.Series(np.sign(b["close"].diff()) * b["volume"], b.index), n)[:, 1:]
+    """The line through the running totals that start with the oldest bar of the window."""
+    # The oldest bar's own volume is part of every total, and does not tilt the line.
+    steps = windows_of(signed_volume(b), n)[:, 1:]
     totals = np.concatenate([np.zeros((len(b), 1)), steps.cumsum(axis=1)], axis=1)
     return fraction(pd.Series(slope(totals), b.index), mean(b["volume"], n), 0.0)
 
 
-def signed_volume_share(b: pd.DataFrame, n: int) -> pd.Series:
-    change = b["close"].diff()
-    rising = total(b["volume"].where(~(change <= 0), 0.0).mask(change.isna()), n)
-    falling = total(b["volume"].where(~(change >= 0), 0.0).mask(change.isna()), n)
-    # A bar's volume counts as missing even where its price did not change.
-    every = total(b["volume"], n)
-    return fraction((rising - falling).mask(every.isna()), every, 0.0)
-
-
-def utc(b: pd.DataFrame) -> "pd.Series[pd.Timestamp]":
+def utc(b: pd.DataFrame) -> pd.Series:
     return b["time"].dt.tz_convert("UTC")
 
 
@@ -271,7 +267,7 @@ FAMILIES: dict[str, Callable[..., pd.Series]] = {
     "volume_ratio": lambda b, n: fraction(b["volume"], mean(b["volume"], n), 1.0),
     "volume_zscore": lambda b, n: fraction(b["volume"] - mean(b["volume"], n), deviation(b["volume"], n), 0.0),
     "obv_slope": on_balance_slope,
-    "signed_volume_share": signed_volume_share,
+    "signed_volume_share": lambda b, n: fraction(total(signed_volume(b), n), total(b["volume"], n), 0.0),
     "return_volume_correlation": lambda b, n: correlation(returns(b["close"]), b["volume"], n),
     "hour_of_day": hour_of_day,
     "day_of_week": lambda b: utc(b).dt.dayofweek,

@@ -5,8 +5,10 @@ an order that does not depend on where the history starts. So a whole history, a
 bars alone give equal bits. NaN in a window gives NaN; a flat or empty-volume window has a defined value.
 """
 
+# Imported for its declarations.
+from mt5_crs_pipeline.core.features import formulas as formulas
 from mt5_crs_pipeline.core.features.config import FeatureConfig, get_feature_names
-from mt5_crs_pipeline.core.features.formulas import Feature, find_feature
+from mt5_crs_pipeline.core.features.declaration import Feature, find_feature
 from mt5_crs_pipeline.core.features.frames import (
     compute_calendar_features,
     compute_features,

@@ -5,12 +5,36 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Self
+from typing import Final, Self
 
 from mt5_crs_pipeline.core.errors import ConfigurationError
-from mt5_crs_pipeline.core.features.formulas import DEFAULT_FEATURES, SCALE_FREE_FEATURES, Feature, find_feature
+from mt5_crs_pipeline.core.features.declaration import Feature, find_feature
 from mt5_crs_pipeline.core.features.operations import KERNEL_VERSION
 from mt5_crs_pipeline.core.features.program import Program, assemble
+
+DEFAULT_FEATURES: Final = (
+    *("price_range", "price_change", "price_change_pct", "sma_5", "sma_10", "sma_20", "ema_5", "ema_10"),
+    *("momentum_5", "momentum_10", "volatility_5", "volatility_10", "rsi_14", "volume_sma_5", "volume_change"),
+)
+SCALE_FREE_FEATURES: Final = (
+    *("price_change_pct", "range_over_close", "close_location", "upper_shadow", "lower_shadow", "gap"),
+    *("return_1", "return_2", "return_3", "return_5", "return_10", "return_20", "return_60"),
+    *("log_return_1", "log_return_5", "log_return_20"),
+    *("lagged_return_1", "lagged_return_2", "lagged_return_3", "lagged_return_5"),
+    *("close_over_sma_5", "close_over_sma_10", "close_over_sma_20", "close_over_sma_50"),
+    *("close_over_ema_5", "close_over_ema_10", "close_over_ema_20", "macd_over_close_12_26"),
+    *("slope_over_close_10", "slope_over_close_20", "efficiency_ratio_10", "efficiency_ratio_20"),
+    *("drawdown_20", "drawdown_60", "age_of_high_20", "close_rank_20", "close_rank_60", "autocorrelation_20"),
+    *("volatility_5", "volatility_10", "volatility_20", "volatility_60", "volatility_ratio_5_20"),
+    *("realised_volatility_10", "realised_volatility_20", "parkinson_volatility_10", "parkinson_volatility_20"),
+    *("garman_klass_volatility_10", "garman_klass_volatility_20", "atr_over_close_14", "atr_over_close_50"),
+    *("skew_20", "kurtosis_20"),
+    *("rsi_7", "rsi_14", "rsi_28", "stochastic_14", "stochastic_mean_14_3", "williams_r_28", "cci_20"),
+    *("bollinger_b_20", "bollinger_bandwidth_20"),
+    *("volume_change", "volume_ratio_5", "volume_ratio_20", "volume_zscore_20", "obv_slope_10", "obv_slope_20"),
+    *("signed_volume_share_10", "signed_volume_share_20", "return_volume_correlation_20"),
+    *("hour_of_day", "day_of_week", "day_of_month", "month_of_year"),
+)
 
 
 @dataclass(frozen=True)

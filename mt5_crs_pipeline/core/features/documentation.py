@@ -1,7 +1,7 @@
 """The feature reference, written from the declarations."""
 
 from mt5_crs_pipeline.core.features.config import FeatureConfig
-from mt5_crs_pipeline.core.features.formulas import Feature
+from mt5_crs_pipeline.core.features.declaration import Feature
 
 _INTRODUCTION = """# Features
 

@@ -13,6 +13,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Final, Union
 
+from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.features.operations import INPUTS, Calendar, Op
 
 EMA_TAIL: Final = 1e-4
@@ -79,7 +80,7 @@ class Expression:
 
 
 def _of(op: Op, *operands: Operand, window: int = 1, numbers: tuple[float, ...] = ()) -> Expression:
-    return Expression(op, tuple(map(_expression, operands)), window, numbers)
+    return Expression(op, tuple(map(_expression, operands)), window, tuple(map(float, numbers)))
 
 
 def _expression(operand: Operand) -> Expression:
@@ -97,8 +98,10 @@ def calendar(what: Calendar) -> Expression:
 
 
 def lag(x: Expression, bars: int) -> Expression:
-    """The value `bars` bars earlier."""
-    return _of(Op.LAG, x, window=bars)
+    """The value `bars` bars earlier; a formula cannot look ahead."""
+    if bars < 0:
+        raise ConfigurationError(f"a lag of {bars} bars looks ahead")
+    return _of(Op.LAG, x, window=bars) if bars else x
 
 
 def larger(x: Operand, y: Operand) -> Expression:
@@ -112,7 +115,7 @@ def smaller(x: Operand, y: Operand) -> Expression:
 
 
 def ratio(x: Operand, y: Operand, flat: Operand) -> Expression:
-    """x / y, and `flat` where y is 0."""
+    """x / y, and `flat`, which counts there only, where y is 0."""
     return _of(Op.RATIO, x, y, flat)
 
 
@@ -137,6 +140,8 @@ def sign(x: Expression) -> Expression:
 
 
 def _parts(n: int) -> tuple[int, int]:
+    if n < 2:
+        raise ConfigurationError(f"a window of {n} bars is none")
     newer = 1 << (n - 1).bit_length() - 1
     return newer, n - newer
 
@@ -250,8 +255,8 @@ def ema(x: Expression, span: int) -> Expression:
 
 
 def rolling_slope(x: Expression, n: int) -> Expression:
-    """Change per bar of the least-squares line through the last n values."""
-    return weighted_sum(x, _slope_weights(n))
+    """Change per bar of the least-squares line through the last n values; of equal values it is exactly 0."""
+    return rolling_slope_of_total(x - lag(x, 1), n)
 
 
 def rolling_slope_of_total(x: Expression, n: int) -> Expression:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.features.config import FeatureConfig, get_feature_names
+from mt5_crs_pipeline.core.features.declaration import find_feature
 from mt5_crs_pipeline.core.features.engine import NO_ROWS, evaluate
-from mt5_crs_pipeline.core.features.formulas import find_feature
 from mt5_crs_pipeline.core.features.operations import INPUTS
 from mt5_crs_pipeline.core.labels import TARGET, direction_target
 from mt5_crs_pipeline.core.panel import Panel, Rows
@@ -158,8 +158,8 @@ def compute_calendar_features(df: pd.DataFrame, config: FeatureConfig | None = N
 
 def compute_rsi(close: pd.Series, window: int = 14) -> pd.Series:
     """Return the relative strength index of one symbol's closes in time order; NaN for the first `window` rows."""
-    if window < 1:
-        raise ConfigurationError(f"RSI window {window} is below 1")
+    if not isinstance(window, int) or window < 1:
+        raise ConfigurationError(f"RSI window {window!r} is not a count of bars from 1")
     name = find_feature(f"rsi_{window}").name
     time = pd.to_datetime(np.arange(len(close)), unit="s", utc=True)
     bars = pd.DataFrame({"time": time, **dict.fromkeys(INPUTS, close.to_numpy(dtype=float))}, index=close.index)

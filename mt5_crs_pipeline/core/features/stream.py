@@ -128,7 +128,7 @@ class _Buffer:
 def _ticks(symbol: str, time: datetime) -> int:
     if not isinstance(time, datetime) or pd.isna(time) or time.tzinfo is None:
         raise InputError(f"{symbol}: time {time!r} is not an aware datetime, for example with tzinfo=UTC")
-    return pd.Timestamp(time).as_unit("us").value // 1_000
+    return int(pd.Timestamp(time).as_unit("us").asm8.astype(np.int64))
 
 
 def _double(symbol: str, time: datetime, name: str, value: float) -> float:

@@ -6,26 +6,42 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, compute_rsi, feature_frame, get_feature_names
-from mt5_crs_pipeline.core.features.expressions import ema_length as ema_lookback
-from tests.core.reference import DEFAULT_NAMES, ema_weights, expected_feature, rsi
+from mt5_crs_pipeline.core.features.expressions import ema_length
+from tests.core.reference import DEFAULT_NAMES, FAMILIES, ema_weights, expected_feature, family_of, rsi
 from tests.core.samples import random_bars, real_bars
 
 SCALE_FREE_NAMES = get_feature_names(FeatureConfig.scale_free())
 ALL_NAMES = tuple(dict.fromkeys([*DEFAULT_NAMES, *SCALE_FREE_NAMES]))
+# The shortest windows there are, and some that are no power of two, in either order.
+OTHER_NAMES = (
+    *("sma_1", "sma_33", "ema_1", "ema_2", "close_over_sma_1", "close_over_sma_63", "close_over_ema_1"),
+    *("macd_over_close_1_1", "macd_over_close_9_4", "slope_over_close_2", "slope_over_close_37"),
+    *("momentum_1", "momentum_37", "return_33", "log_return_65", "lagged_return_17"),
+    *("efficiency_ratio_1", "efficiency_ratio_35", "drawdown_1", "drawdown_33", "age_of_high_2", "age_of_high_37"),
+    *("close_rank_1", "close_rank_2", "close_rank_35", "autocorrelation_3", "autocorrelation_33"),
+    *("volatility_2", "volatility_31", "volatility_ratio_2_2", "volatility_ratio_21_6"),
+    *("realised_volatility_1", "realised_volatility_33", "parkinson_volatility_1", "parkinson_volatility_7"),
+    *("garman_klass_volatility_1", "garman_klass_volatility_9", "atr_over_close_1", "atr_over_close_29"),
+    *("skew_3", "skew_5", "skew_34", "kurtosis_4", "kurtosis_6", "kurtosis_33", "rsi_1", "rsi_2", "rsi_35"),
+    *("stochastic_1", "stochastic_19", "stochastic_mean_1_1", "stochastic_mean_3_14", "williams_r_1", "williams_r_5"),
+    *("cci_1", "cci_2", "cci_31", "bollinger_b_2", "bollinger_b_27", "bollinger_bandwidth_2", "bollinger_bandwidth_15"),
+    *("volume_sma_1", "volume_sma_21", "volume_ratio_1", "volume_ratio_3", "volume_zscore_2", "volume_zscore_33"),
+    *("obv_slope_2", "obv_slope_3", "obv_slope_33", "signed_volume_share_1", "signed_volume_share_37"),
+    *("return_volume_correlation_3", "return_volume_correlation_35"),
+)
 
-FLAT_BAR = {"open": 7.0, "high": 7.0, "low": 7.0, "close": 7.0, "volume": 0.0}
-# On a flat window without volume every other feature is 0.
-FLAT_VALUES = {"sma": 7.0, "ema": 7.0, "rsi": 50.0, "close_location": 0.5, "stochastic": 0.5, "volume_ratio": 1.0}
+RELATIVE = 1e-9
+# Rounding errors of terms around 1 that cancel; CCI divides them by a hundredth of what it takes them from.
+ABSOLUTE = {"cci": 1e-11, "autocorrelation": 1e-14, "return_volume_correlation": 1e-14}
 
 
-def flat_value(name: str) -> float:
-    return FLAT_VALUES.get(name.rstrip("0123456789").rstrip("_"), 0.0)
-
-
-def flat_bars(length: int) -> pd.DataFrame:
-    times = pd.date_range("2024-01-01", periods=length, freq="h", tz="UTC")
-    return pd.DataFrame(FLAT_BAR, index=range(length)).assign(time=times, symbol="FLAT")
+def assert_is_as_defined(bars: pd.DataFrame, name: str) -> None:
+    computed = feature_frame(bars, FeatureConfig((name,)))[name]
+    absolute = ABSOLUTE.get(family_of(name)[0], 1e-15)
+    expected = expected_feature(bars, name)
+    pd.testing.assert_series_equal(computed, expected, check_names=False, rtol=RELATIVE, atol=absolute)
 
 
 @pytest.fixture(scope="module")
@@ -33,33 +49,56 @@ def shuffled() -> pd.DataFrame:
     return real_bars(700).sample(frac=1, random_state=4)
 
 
+@pytest.fixture(scope="module")
+def dull() -> pd.DataFrame:
+    bars = random_bars(length=200, seed=8)
+    assert (bars["volume"] == 0).any() and (bars["high"] == bars["low"]).any()
+    return bars
+
+
 def test_the_default_features_are_those_of_the_contract_in_that_order() -> None:
     assert get_feature_names() == DEFAULT_NAMES
     assert list(feature_frame(real_bars(30)).columns) == DEFAULT_NAMES
 
 
+def test_every_family_is_in_a_feature_set_and_has_a_definition_here() -> None:
+    used = {family_of(name)[0] for name in ALL_NAMES}
+    assert used == set(FAMILIES)
+    with_windows = {stem for stem, windows in map(family_of, ALL_NAMES) if windows}
+    assert {family_of(name)[0] for name in OTHER_NAMES} == with_windows
+    with pytest.raises(ConfigurationError, match=f"declared are {', '.join(sorted(used))}$"):
+        FeatureConfig(("unknown",))
+
+
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_a_feature_equals_its_definition_on_real_bars_of_all_symbols(name: str, shuffled: pd.DataFrame) -> None:
-    computed = feature_frame(shuffled, FeatureConfig((name,)))[name]
-    expected = expected_feature(shuffled, name)
     assert shuffled["symbol"].nunique() == 5
-    assert expected.notna().mean() > 0.9
-    pd.testing.assert_series_equal(computed, expected, check_names=False, rtol=1e-9, atol=1e-10)
+    assert expected_feature(shuffled, name).notna().mean() > 0.8
+    assert_is_as_defined(shuffled, name)
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_a_feature_equals_its_definition_on_dull_days_without_volume(name: str) -> None:
-    bars = random_bars(length=200, seed=8)
-    assert (bars["volume"] == 0).any() and (bars["high"] == bars["low"]).any()
-    computed = feature_frame(bars, FeatureConfig((name,)))[name]
-    expected = expected_feature(bars, name)
-    pd.testing.assert_series_equal(computed, expected, check_names=False, rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("name", [*ALL_NAMES, *OTHER_NAMES])
+def test_a_feature_equals_its_definition_on_dull_days_without_volume(name: str, dull: pd.DataFrame) -> None:
+    assert expected_feature(dull, name).notna().any()
+    assert_is_as_defined(dull, name)
+
+
+def test_calendar_features_are_those_of_utc_in_any_zone_and_between_hours() -> None:
+    bars = random_bars(("A",), 300)
+    minutes = pd.to_timedelta(np.arange(300) * 43 * 60 + 17, unit="s")
+    time = (bars["time"] + minutes).dt.tz_convert("Asia/Kolkata")
+    hours = expected_feature(bars.assign(time=time), "hour_of_day")
+    assert hours.nunique() > 30 and (hours % 1 > 0).any()
+    on_the_clock = bars.assign(time=time.dt.tz_localize(None).dt.tz_localize("UTC"))
+    for name in ("hour_of_day", "day_of_week", "day_of_month", "month_of_year"):
+        assert_is_as_defined(bars.assign(time=time), name)
+        assert (expected_feature(on_the_clock, name) != expected_feature(bars.assign(time=time), name)).any()
 
 
 @pytest.mark.parametrize("span", [1, 2, 3, 5, 10, 26, 200])
 def test_an_exponential_average_leaves_out_under_a_ten_thousandth_of_the_weight(span: int) -> None:
     weights = ema_weights(span)
-    assert ema_lookback(span) == len(weights)
+    assert ema_length(span) == len(weights)
     alpha = 2 / (span + 1)
     left_out = sum(alpha * (1 - alpha) ** lag for lag in range(len(weights), len(weights) + 100 * span))
     assert left_out < 1e-4
@@ -76,43 +115,30 @@ def test_an_exponential_average_is_close_to_the_recursion_over_all_history(span:
         assert 0 < error.max() < 1e-4 * (part["high"].max() - part["low"].min())
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_a_flat_window_without_volume_has_a_defined_value(name: str) -> None:
-    config = FeatureConfig((name,))
-    values = feature_frame(flat_bars(70), config)[name]
-    assert values.isna().tolist() == [age < config.lookback - 1 for age in range(70)]
-    assert values.dropna().to_numpy() == pytest.approx(flat_value(name), abs=1e-15, rel=1e-15)
-
-
-@pytest.mark.parametrize("name", ALL_NAMES)
-def test_one_bar_has_the_features_that_need_no_history(name: str) -> None:
-    config = FeatureConfig((name,))
-    value = feature_frame(flat_bars(1), config)[name].tolist()
-    assert value == ([flat_value(name)] if config.lookback == 1 else [pytest.approx(np.nan, nan_ok=True)])
-
-
-def test_no_bars_have_no_features_and_the_same_columns() -> None:
-    for config in (FeatureConfig(), FeatureConfig.scale_free()):
-        empty = feature_frame(real_bars(5).iloc[:0], config)
-        assert list(empty.columns) == list(config.features)
-        assert empty.shape[0] == 0
-        assert set(empty.dtypes) == {np.dtype("float64")}
-
-
-def test_a_frame_without_symbols_is_one_symbol() -> None:
-    bars = real_bars()
-    one = bars[bars["symbol"] == "IBM"].head(80)
-    pd.testing.assert_frame_equal(feature_frame(one.drop(columns="symbol")), feature_frame(one))
-
-
 @pytest.mark.parametrize(
     ("volumes", "changes"),
     [([4.0, 6.0], 0.5), ([4.0, 0.0], -1.0), ([0.0, 6.0], 1.0), ([0.0, 0.0], 0.0), ([5.0, 5.0], 0.0)],
 )
 def test_a_change_from_no_volume_is_one_to_some_and_none_to_none(volumes: list[float], changes: float) -> None:
-    bars = flat_bars(2).assign(volume=volumes)
+    bars = random_bars(("A",), 2).assign(volume=volumes)
     values = feature_frame(bars, FeatureConfig(("volume_change",)))["volume_change"]
     assert values.iloc[1] == changes
+
+
+@pytest.mark.parametrize("name", ["autocorrelation_20", "return_volume_correlation_20"])
+def test_a_correlation_lies_between_minus_one_and_one(name: str) -> None:
+    values = feature_frame(real_bars(), FeatureConfig((name,)))[name].dropna()
+    assert len(values) > 10_000
+    assert values.between(-1, 1).all()
+    assert values.nunique() > 10_000
+
+
+@pytest.mark.parametrize("name", ["close_rank_20", "age_of_high_20", "efficiency_ratio_20", "stochastic_14"])
+def test_a_share_lies_between_zero_and_one(name: str) -> None:
+    values = feature_frame(real_bars(), FeatureConfig((name,)))[name].dropna()
+    assert len(values) > 10_000
+    assert values.between(0, 1).all()
+    assert values.min() < 0.1 and values.max() > 0.9
 
 
 def test_rsi_is_100_without_losses_0_without_gains_and_50_when_flat() -> None:
@@ -128,7 +154,7 @@ def test_rsi_equals_a_loop_over_gains_and_losses(window: int) -> None:
     result = compute_rsi(close, window)
     assert result.isna().sum() == window
     assert result.name == f"rsi_{window}"
-    pd.testing.assert_series_equal(result, rsi(close, window), check_names=False, rtol=1e-9)
+    pd.testing.assert_series_equal(result, rsi(close, window), check_names=False, rtol=RELATIVE)
 
 
 def test_rsi_of_a_gap_is_missing_in_the_windows_that_touch_it() -> None:
