@@ -68,11 +68,17 @@ def _symbol_runs(bars: pd.DataFrame) -> tuple[Rows, Rows]:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     if "symbol" not in bars:
         return np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    symbols = bars["symbol"]
-    # Comparing neighbours is cheaper than hashing every row's string.
-    values = symbols.to_numpy() if symbols.dtype == object else pd.factorize(symbols)[0]
-    starts = np.concatenate([[0], np.flatnonzero(values[1:] != values[:-1]) + 1])
-    codes = pd.factorize(values[starts])[0] if symbols.dtype == object else values[starts]
+    symbols = _column(bars, "symbol")
+    try:
+        # Comparing neighbours is cheaper than hashing every row's string.
+        values = symbols.to_numpy() if symbols.dtype == object else pd.factorize(symbols)[0]
+        changes = values[1:] != values[:-1]
+    except TypeError:
+        # pd.NA is neither equal nor unequal.
+        values = pd.factorize(symbols)[0]
+        changes = values[1:] != values[:-1]
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    codes = pd.factorize(values[starts])[0] if values.dtype == object else values[starts]
     if (codes < 0).any():
         raise InputError(f"column 'symbol' is missing in row {bars.index[starts[codes < 0][0]]}")
     return starts, codes
@@ -89,34 +95,46 @@ def _sorted_rows(codes: Rows, time: Rows) -> Rows:
     return np.lexsort((time, codes))
 
 
+def _column(bars: pd.DataFrame, name: str) -> pd.Series:
+    if bars.columns.nlevels > 1:
+        raise InputError(f"column {name!r} is not found: the frame's columns have {bars.columns.nlevels} levels")
+    if name not in bars:
+        raise InputError(f"column {name!r} is missing; the frame has {_names(bars)}")
+    column = bars[name]
+    if isinstance(column, pd.DataFrame):
+        raise InputError(f"column {name!r} is there {column.shape[1]} times: keep one")
+    return column
+
+
+def _names(bars: pd.DataFrame) -> str:
+    return ", ".join(map(str, bars.columns)) or "no columns"
+
+
 def _aware_time(bars: pd.DataFrame) -> tuple[Rows, int]:
     """Return the times as ticks since 1970 in UTC, and how many make an hour."""
-    if "time" not in bars:
-        raise InputError(f"column 'time' is missing; the frame has {', '.join(map(str, bars.columns)) or 'no columns'}")
-    column = bars["time"]
+    column = _column(bars, "time")
+    if isinstance(column.dtype, pd.ArrowDtype) and getattr(column.dtype.pyarrow_dtype, "tz", None):
+        column = column.astype(pd.DatetimeTZDtype(column.dtype.pyarrow_dtype.unit, "UTC"))
     if not isinstance(column.dtype, pd.DatetimeTZDtype):
         raise InputError(f"column 'time' is {column.dtype}: make it aware UTC, for example .dt.tz_localize('UTC')")
     if column.isna().any():
         raise InputError(f"column 'time' is missing in row {bars.index[column.isna()][0]}")
     unit = column.dt.unit
-    ticks = column.to_numpy(dtype=f"datetime64[{unit}]").view(np.int64)
+    ticks = np.ascontiguousarray(column.to_numpy(dtype=f"datetime64[{unit}]")).view(np.int64)
     return ticks, int(pd.Timedelta(hours=1) / pd.Timedelta(1, unit=unit))
 
 
 def _numbers(bars: pd.DataFrame, name: str) -> Array:
-    if name not in bars:
-        raise InputError(f"column {name!r} is missing; the frame has {', '.join(map(str, bars.columns))}")
-    column = bars[name]
-    if isinstance(column, pd.DataFrame):
-        raise InputError(f"column {name!r} is there {column.shape[1]} times: keep one")
+    column = _column(bars, name)
     if column.dtype == np.float64:
         return np.ascontiguousarray(column.to_numpy())
-    if not pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_bool_dtype(column.dtype):
+    is_integer = pd.api.types.is_integer_dtype(column.dtype)
+    if not (is_integer or pd.api.types.is_float_dtype(column.dtype)):
         wrong = [(row, value) for row, value in column.items() if not isinstance(value, (int, float))][:1]
         found = "".join(f": row {row} holds {value!r}" for row, value in wrong)
         raise InputError(f"column {name!r} is {column.dtype}, not a number{found}")
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    inexact = pd.api.types.is_integer_dtype(column.dtype) & (np.abs(values) >= 2**53)
+    inexact = is_integer & (np.abs(values) >= 2**53)
     if inexact.any():
         first = int(inexact.argmax())
         raise InputError(

@@ -48,20 +48,21 @@ def compute_features(
         destination = np.full(len(panel), -1)
         destination[kept] = np.arange(len(kept))
         destination = destination[panel.source]
-    result = _Result(df, kept, get_feature_names(config))
+    names = get_feature_names(config)
+    result = _Result(df, kept, [*names, TARGET] if include_target else names)
     complete = evaluate(
         config.program,
         panel,
-        result.features,
+        result.added[: len(names)],
         skip=skip,
         destination=destination,
         threads=threads,
         meanwhile=result.copies(),
     )
-    frame = result.frame()
     if include_target:
-        frame[TARGET] = direction_target(df).to_numpy()[kept]
-        complete &= frame[TARGET].notna().to_numpy()
+        result.added[-1] = direction_target(df).to_numpy()[kept]
+        complete &= ~np.isnan(result.added[-1])
+    frame = result.frame()
     return frame if complete.all() else frame[complete]
 
 
@@ -74,10 +75,10 @@ def _rows_after(panel: Panel, skip: int) -> Rows:
 
 
 class _Result:
-    """The `kept` rows of a frame with columns `names` added, which are the rows of `features`.
+    """The `kept` rows of a frame with columns `names` added, which are the rows of `added`.
 
-    The input's doubles share one array with the features, so that no column is copied twice; `copies` fill in what is
-    the input's. A column of the input that is called like a feature is replaced.
+    The input's doubles share one array with them, so that no column is copied twice; `copies` fill in what is the
+    input's. A column of the input that is called like one of them is replaced.
     """
 
     def __init__(self, df: pd.DataFrame, kept: Rows, names: list[str]) -> None:
@@ -89,7 +90,7 @@ class _Result:
         self._block = np.empty((len(doubles) + len(names), len(kept)))
         self._doubles = dict(zip(doubles.tolist(), self._block, strict=False))
         self._others: dict[int, Any] = {}
-        self.features = self._block[len(doubles) :]
+        self.added = self._block[len(doubles) :]
 
     def copies(self) -> list[Callable[[], None]]:
         """Return the calls that copy the input's columns."""

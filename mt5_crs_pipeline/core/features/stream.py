@@ -84,8 +84,11 @@ class FeatureStream:
         return pd.concat(remembered or [_Buffer(1).to_frame("")], ignore_index=True)
 
     def _remember(self, bars: pd.DataFrame) -> None:
+        if "symbol" not in bars:
+            raise InputError("column 'symbol' is missing: a stream remembers bars by symbol")
         panel = Panel(bars, INPUTS)
-        microseconds = panel.time // (panel.ticks_per_hour / _TICKS_PER_HOUR)
+        finer, coarser = panel.ticks_per_hour // _TICKS_PER_HOUR, _TICKS_PER_HOUR // panel.ticks_per_hour
+        microseconds = panel.time // finer if finer else panel.time * coarser
         order = panel.source if len(panel.source) else np.arange(len(panel))
         for start, end in zip(panel.starts[:-1], panel.starts[1:], strict=True):
             rows = order[max(start, end - self.lookback) : end]
@@ -126,7 +129,7 @@ class _Buffer:
 
 
 def _ticks(symbol: str, time: datetime) -> int:
-    if not isinstance(time, datetime) or pd.isna(time) or time.tzinfo is None:
+    if not isinstance(time, datetime) or pd.isna(time) or time.utcoffset() is None:
         raise InputError(f"{symbol}: time {time!r} is not an aware datetime, for example with tzinfo=UTC")
     return int(pd.Timestamp(time).as_unit("us").asm8.astype(np.int64))
 
