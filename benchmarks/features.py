@@ -7,15 +7,14 @@ the cost grows with the rows; it needs 8 GB.
 import argparse
 import platform
 import statistics
-import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
-import psutil
 import talib
 
 from mt5_crs_pipeline.core.features import FeatureConfig, FeatureStream, compute_features
@@ -122,21 +121,13 @@ def median_ms(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def peak_mb(work: Callable[[], object]) -> float:
-    """Memory that `work` needs at its highest beyond what there was before, its result included."""
-    process, peaks, done = psutil.Process(), [0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            peaks.append(process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    """Memory that `work` needs at its highest, its result included."""
+    tracemalloc.start()
     result = work()
-    done.set()
-    watcher.join()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     del result
-    return max(peaks) / 2**20
+    return peak / 2**20
 
 
 def machine() -> str:
@@ -147,16 +138,18 @@ def machine() -> str:
 
 
 def line(what: str, ms: float, remark: str = "") -> None:
-    print(f"{what:<58}{ms:10.2f} ms   {remark}", flush=True)
+    number = f"{ms:8.1f} ms" if ms >= 1 else f"{ms * 1e3:8.1f} us"
+    print(f"{what:<56}{number}   {remark}", flush=True)
 
 
 def compare_frames(bars: pd.DataFrame) -> None:
-    ours = median_ms(lambda: compute_features(bars))
+    ours = median_ms(lambda: compute_features(bars), 15)
     frame = pl.from_pandas(bars)
     line("compute_features, 15 features, DataFrame to DataFrame", ours)
     others = {
         "pandas rolling/ewm per symbol": lambda: pandas_per_symbol(bars),
-        "polars .over": lambda: polars_over(frame),
+        "polars .over, polars frames": lambda: polars_over(frame),
+        "polars .over, from and to pandas": lambda: polars_over(pl.from_pandas(bars)).to_pandas(),
     }
     for name, work in others.items():
         theirs = median_ms(work, 3)
@@ -168,7 +161,7 @@ def compare_frames(bars: pd.DataFrame) -> None:
 def compare_arrays(bars: pd.DataFrame) -> None:
     panel = Panel(bars, INPUTS)
     out = np.empty((len(DEFAULT.features), len(panel)))
-    kernel = median_ms(lambda: evaluate(DEFAULT.program, panel, out))
+    kernel = median_ms(lambda: evaluate(DEFAULT.program, panel, out), 15)
     line("kernel, 15 features, arrays to arrays", kernel)
     inputs = {name: bars[name].to_numpy() for name in INPUTS}
     for name, work in {
@@ -177,7 +170,7 @@ def compare_arrays(bars: pd.DataFrame) -> None:
     }.items():
         theirs = median_ms(work)
         line(name, theirs, f"{theirs / kernel:.2f} times the kernel")
-    one = median_ms(lambda: evaluate(DEFAULT.program, panel, out, threads=1))
+    one = median_ms(lambda: evaluate(DEFAULT.program, panel, out, threads=1), 15)
     line("kernel on one core", one, f"all cores are {one / kernel:.2f} times faster")
     many = np.empty((len(SCALE_FREE.features), len(panel)))
     wide = median_ms(lambda: evaluate(SCALE_FREE.program, panel, many), 3)

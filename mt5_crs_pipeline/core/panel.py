@@ -71,17 +71,24 @@ def _symbol_runs(bars: pd.DataFrame) -> tuple[Rows, Rows]:
     symbols = _column(bars, "symbol")
     try:
         # Comparing neighbours is cheaper than hashing every row's string.
-        values = symbols.to_numpy() if symbols.dtype == object else pd.factorize(symbols)[0]
+        values = symbols.to_numpy() if symbols.dtype == object else _codes(symbols)
         changes = values[1:] != values[:-1]
-    except TypeError:
+    except (TypeError, ValueError):
         # pd.NA is neither equal nor unequal.
-        values = pd.factorize(symbols)[0]
+        values = _codes(symbols)
         changes = values[1:] != values[:-1]
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
-    codes = pd.factorize(values[starts])[0] if values.dtype == object else values[starts]
+    codes = _codes(values[starts]) if values.dtype == object else values[starts]
     if (codes < 0).any():
         raise InputError(f"column 'symbol' is missing in row {bars.index[starts[codes < 0][0]]}")
     return starts, codes
+
+
+def _codes(symbols: pd.Series | npt.NDArray[np.object_]) -> Rows:
+    try:
+        return pd.factorize(symbols)[0]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"column 'symbol' holds what is no symbol: {error}") from error
 
 
 def _sorted_rows(codes: Rows, time: Rows) -> Rows:

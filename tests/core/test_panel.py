@@ -19,8 +19,10 @@ COLUMNS = ["symbol", "time", *INPUTS]
 
 
 def plain() -> Frame:
-    """Bars of three symbols as plain doubles, with labels that are not positions; volumes are whole numbers."""
-    return random_bars(length=60, seed=2)[COLUMNS].set_axis(range(1000, 1180))
+    """Bars of three symbols as plain doubles, with labels that are not positions and at all hours."""
+    bars = random_bars(length=60, seed=2)[COLUMNS].set_axis(range(1000, 1180))
+    hours = np.tile(np.arange(60) % 23, 3) + 0.25
+    return bars.assign(time=(bars["time"] + pd.to_timedelta(hours, unit="h")).dt.as_unit("us"))
 
 
 def columns_as(dtype: Any, *names: str) -> Change:
@@ -65,8 +67,7 @@ def symbols_by_hand(bars: Frame) -> Frame:
 def from_polars(extension: bool) -> Change:
     def change(bars: Frame) -> Frame:
         polars = pytest.importorskip("polars")
-        made = polars.from_pandas(bars).to_pandas(use_pyarrow_extension_array=extension).set_axis(bars.index)
-        return made.assign(time=bars["time"]) if extension else made
+        return polars.from_pandas(bars).to_pandas(use_pyarrow_extension_array=extension).set_axis(bars.index)
 
     return change
 
@@ -100,6 +101,10 @@ def from_polars(extension: bool) -> Change:
         *(
             pytest.param(lambda bars, zone=zone: bars.assign(time=bars["time"].dt.tz_convert(zone)), id=zone)
             for zone in ("America/New_York", "Asia/Kolkata", "+03:00")
+        ),
+        *(
+            pytest.param(columns_as(f"timestamp[{unit}, {zone}][pyarrow]", "time"), id=f"Arrow {unit} {zone}")
+            for unit, zone in (("s", "UTC"), ("ms", "UTC"), ("us", "Asia/Kolkata"), ("ns", "America/New_York"))
         ),
         *(
             pytest.param(columns_as(dtype, "symbol"), id=f"{dtype} symbols")
@@ -196,6 +201,17 @@ def test_the_rows_of_a_symbol_may_be_apart(symbol_type: Any, order: str) -> None
     moved = bars.take(rows)
     Comparison().same(feature_frame(moved, ALL).to_numpy(), expected.take(rows).to_numpy(), ALL)
     assert feature_frame(moved).index.tolist() == moved.index.tolist()
+
+
+@pytest.mark.parametrize("turned", [slice(None, None, -1), slice(None, None, -3), slice(1, None, 2)])
+def test_a_frame_of_every_nth_row_or_turned_around_is_read_where_it_is(turned: slice) -> None:
+    bars = plain()
+    view = bars[turned]
+    assert not view["close"].to_numpy().flags.c_contiguous
+    moved = bars.take(range(180)[turned])
+    Comparison().same(feature_frame(view, ALL).to_numpy(), feature_frame(moved, ALL).to_numpy(), ALL)
+    pd.testing.assert_frame_equal(compute_features(view), compute_features(moved))
+    assert len(compute_features(view)) > 0 or turned.step != -1
 
 
 @pytest.mark.parametrize("dtype", [object, "category", "int64"])

@@ -140,6 +140,7 @@ def test_a_decimal_of_arrow_that_a_double_cannot_hold_is_refused() -> None:
         (lambda time: time.dt.tz_localize(None).dt.to_period("D"), r"is period\[D\]: make it aware"),
         (lambda time: time.mask(time.index >= LABEL), "is missing in row 1007$"),
         (lambda time: time.mask(time.index == 1179), "is missing in row 1179$"),
+        (lambda time: time.mask(time.index == LABEL).astype(ARROW_TIME), "is missing in row 1007$"),
     ],
 )  # fmt: skip
 def test_times_that_are_missing_or_not_aware_are_refused(make: Callable[[pd.Series], Any], message: str) -> None:
@@ -184,4 +185,4 @@ def test_the_same_symbol_and_time_twice_are_refused_by_both(dtype: Any, place: s
 
 def test_the_same_time_twice_is_refused_in_a_frame_without_symbols() -> None:
     bars = plain().drop(columns="symbol")
-    assert "at time 2023-01-01 00:00:00+00:00: keep one" in refusal(bars)
+    assert "at time 2023-01-01 00:15:00+00:00: keep one" in refusal(bars)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.features.operations import INPUTS
 from mt5_crs_pipeline.core.features.program import Program
 from mt5_crs_pipeline.core.panel import Array, Panel, Rows
@@ -39,8 +40,10 @@ def evaluate(
     # A symbol's output starts earlier by the rows that were left out of it and of those before it.
     offsets = np.cumsum(np.minimum(lengths, skip))
     columns = tuple(panel.columns[name] for name in INPUTS)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ConfigurationError(f"threads is {threads!r}, not a count from 1")
     threads = threads or core_count()
-    # Several tasks per core, so that none waits long for the last.
+    # Several parts per core, so that none waits long for the last.
     step = max(ROWS_PER_TASK, -(-len(panel) // (4 * threads)))
     compute = kernel()
 

@@ -110,6 +110,8 @@ class _Result:
         frame = pd.DataFrame(self._block.T, index=index, columns=names, copy=False)
         for at, values in sorted(self._others.items()):
             frame.insert(at, columns[at], values, allow_duplicates=True)
+        frame.columns.name = columns.name
+        frame.attrs = dict(self._input.attrs)
         return frame
 
 
@@ -163,5 +165,6 @@ def compute_rsi(close: pd.Series, window: int = 14) -> pd.Series:
         raise ConfigurationError(f"RSI window {window!r} is not a count of bars from 1")
     name = find_feature(f"rsi_{window}").name
     time = pd.to_datetime(np.arange(len(close)), unit="s", utc=True)
-    bars = pd.DataFrame({"time": time, **dict.fromkeys(INPUTS, close.to_numpy(dtype=float))}, index=close.index)
+    panel = Panel(pd.DataFrame({"time": time, "close": close.array}, index=close.index), ("close",))
+    bars = pd.DataFrame({"time": time, **dict.fromkeys(INPUTS, panel.columns["close"])}, index=close.index)
     return feature_frame(bars, FeatureConfig((name,)))[name]

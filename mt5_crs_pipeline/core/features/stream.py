@@ -58,6 +58,8 @@ class FeatureStream:
         Raises InputError for a time that is naive or not after the symbol's last bar, and for a value that is no
         number or an integer that a double cannot hold; the stream is then as it was.
         """
+        if not isinstance(symbol, str):
+            raise InputError(f"symbol {symbol!r} is not a string")
         ticks = _ticks(symbol, time)
         values = [
             _double(symbol, time, name, value)
@@ -131,7 +133,10 @@ class _Buffer:
 def _ticks(symbol: str, time: datetime) -> int:
     if not isinstance(time, datetime) or pd.isna(time) or time.utcoffset() is None:
         raise InputError(f"{symbol}: time {time!r} is not an aware datetime, for example with tzinfo=UTC")
-    return int(pd.Timestamp(time).as_unit("us").asm8.astype(np.int64))
+    try:
+        return int(pd.Timestamp(time).as_unit("us", round_ok=False).asm8.astype(np.int64))
+    except ValueError as error:
+        raise InputError(f"{symbol}: time {time} is finer than a microsecond") from error
 
 
 def _double(symbol: str, time: datetime, name: str, value: float) -> float:

@@ -157,7 +157,7 @@ def test_a_symbol_alone_has_the_bits_it_has_among_others(
         comparison.same(features.to_numpy(), whole[complete], config)
 
 
-@pytest.mark.parametrize(("rows_per_task", "threads"), [(10**6, 1), (1, 2), (1, 3), (100, 40), (1, 200), (1025, 4)])
+@pytest.mark.parametrize(("rows_per_task", "threads"), [(10**6, 1), (1, 2), (1, 3), (100, 128), (1, 200), (1025, 16)])
 def test_neither_threads_nor_the_borders_of_their_tasks_change_a_bit(
     bars: pd.DataFrame,
     config: FeatureConfig,

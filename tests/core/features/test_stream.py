@@ -41,11 +41,11 @@ def feed(stream: FeatureStream, bars: pd.DataFrame) -> np.ndarray:
     return np.array([row.values for row in rows]).reshape(len(rows), len(stream.config.features))
 
 
-def through_parquet(bars: pd.DataFrame) -> pd.DataFrame:
+def through_parquet(bars: pd.DataFrame, **options: Any) -> pd.DataFrame:
     file = io.BytesIO()
     bars.to_parquet(file)
     file.seek(0)
-    return pd.read_parquet(file)
+    return pd.read_parquet(file, **options)
 
 
 def same_bits(actual: np.ndarray, expected: pd.DataFrame, config: FeatureConfig) -> None:
@@ -160,6 +160,8 @@ def test_a_stream_goes_on_where_another_was_saved(config: FeatureConfig, before:
     restored = FeatureStream(config, saved)
     pd.testing.assert_frame_equal(restored.bars(), saved)
     same_bits(feed(restored, bars[cut : cut + 300]), expected[cut : cut + 300], config)
+    as_arrow = FeatureStream(config, through_parquet(stream.bars(), dtype_backend="pyarrow"))
+    same_bits(feed(as_arrow, bars[cut : cut + 30]), expected[cut : cut + 30], config)
     # The first was not touched by the second.
     same_bits(feed(stream, bars[cut : cut + 30]), expected[cut : cut + 30], config)
 
