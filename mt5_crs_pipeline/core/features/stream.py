@@ -130,13 +130,13 @@ class _Buffer:
         return pd.DataFrame({"symbol": symbol, "time": self.times(), **values})
 
 
-def _ticks(symbol: str, time: datetime) -> int:
-    if not isinstance(time, datetime) or pd.isna(time) or time.utcoffset() is None:
-        raise InputError(f"{symbol}: time {time!r} is not an aware datetime, for example with tzinfo=UTC")
+def _ticks(symbol: str, opened: datetime) -> int:
+    if not isinstance(opened, datetime) or pd.isna(opened) or opened.utcoffset() is None:
+        raise InputError(f"{symbol}: time {opened!r} is not an aware datetime, for example with tzinfo=UTC")
     try:
-        return int(pd.Timestamp(time).as_unit("us", round_ok=False).asm8.astype(np.int64))
+        return int(pd.Timestamp(opened).as_unit("us", round_ok=False).asm8.astype(np.int64))
     except ValueError as error:
-        raise InputError(f"{symbol}: time {time} is finer than a microsecond") from error
+        raise InputError(f"{symbol}: time {opened} is finer than a microsecond") from error
 
 
 def _double(symbol: str, time: datetime, name: str, value: float) -> float:
