@@ -17,6 +17,7 @@ import pytest
 
 from mt5_crs_pipeline import cli
 from mt5_crs_pipeline.adapters.model_store import ModelStore
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import VERSION, save_model
 from tests.commands import environment, hashes, run, short_folder, succeed, write_daily_bars
@@ -281,7 +282,9 @@ def test_predict_of_what_is_not_known_says_what_is(
     mt5_crs("predict", "--symbol", "AAPL", "--model", "20990101-x").fails(1, "20990101-x")
     mt5_crs("predict", "--symbol", "AAPL", "--model", "../../x").fails(1, "../../x")
     mt5_crs("predict", "--bars", bars_file(tmp_path, "AAPL_H1.csv")).fails(2, "H1", "MT5_CRS_TIMEFRAME=H1")
-    mt5_crs("predict", "--bars", bars_file(tmp_path, last="2012-01-10")).fails(1, "6 closed D1 bars", "50")
+    mt5_crs("predict", "--bars", bars_file(tmp_path, last="2012-01-10")).fails(
+        1, "6 closed D1 bars", str(PIPELINE_FEATURES.lookback)
+    )
     mt5_crs("predict", "--bars", tmp_path / "absent_D1.csv").fails(1, "absent_D1.csv")
 
 
