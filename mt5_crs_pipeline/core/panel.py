@@ -1,6 +1,7 @@
 """Bars of many symbols as the kernel reads them: each symbol's rows together, in time order."""
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import TypeVar
 
 import numpy as np
@@ -72,16 +73,33 @@ def _symbol_runs(bars: pd.DataFrame) -> tuple[Rows, Rows]:
     try:
         # Comparing neighbours is cheaper than hashing every row's string.
         values = symbols.to_numpy() if symbols.dtype == object else _codes(symbols)
-        changes = values[1:] != values[:-1]
+        changes = _changes(values)
     except (TypeError, ValueError):
         # pd.NA is neither equal nor unequal.
         values = _codes(symbols)
-        changes = values[1:] != values[:-1]
+        changes = _changes(values)
     starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
     codes = _codes(values[starts]) if values.dtype == object else values[starts]
     if (codes < 0).any():
         raise InputError(f"column 'symbol' is missing in row {bars.index[starts[codes < 0][0]]}")
     return starts, codes
+
+
+def _changes(values: npt.NDArray[np.generic]) -> npt.NDArray[np.bool_]:
+    """Return for each value but the first whether it differs from the one before it."""
+    changes: npt.NDArray[np.bool_]
+    if values.dtype != object:
+        changes = values[1:] != values[:-1]
+        return changes
+    # Most neighbours are the very same object, and its address is cheaper to compare than what it says.
+    address = np.asarray(SimpleNamespace(__array_interface__={**values.__array_interface__, "typestr": "<i8"}))
+    changes = address[1:] != address[:-1]
+    others = np.flatnonzero(changes) + 1
+    if 10 * len(others) > len(values):
+        changes = values[1:] != values[:-1]
+    else:
+        changes[others - 1] = values[others] != values[others - 1]
+    return changes
 
 
 def _codes(symbols: pd.Series | npt.NDArray[np.object_]) -> Rows:
@@ -127,7 +145,7 @@ def _aware_time(bars: pd.DataFrame) -> tuple[Rows, int]:
     if column.isna().any():
         raise InputError(f"column 'time' is missing in row {bars.index[column.isna()][0]}")
     unit = column.dt.unit
-    ticks = np.ascontiguousarray(column.to_numpy(dtype=f"datetime64[{unit}]")).view(np.int64)
+    ticks = np.ascontiguousarray(column.array.view("i8"))
     return ticks, int(pd.Timedelta(hours=1) / pd.Timedelta(1, unit=unit))
 
 
