@@ -32,7 +32,7 @@ check: $(VENV)/dev.installed
 	$(BIN)/mypy
 	$(RUN) $(BIN)/dagster definitions validate -w workspace.yaml
 
-bench: $(VENV)/bench.installed
+bench: $(VENV)/dev.installed
 	@for script in benchmarks/*.py; do echo "== $$script"; $(RUN) $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/run.installed
@@ -56,9 +56,8 @@ $(VENV)/%.installed: requirements/%.lock pyproject.toml $(VENV)/python.created
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--no-header --no-annotate --override requirements/overrides.txt --quiet
 lock:
-	$(LOCK) --extra dev --extra bench --output-file requirements/bench.lock
-	$(LOCK) --extra dev --constraint requirements/bench.lock --output-file requirements/dev.lock
-	$(LOCK) --constraint requirements/bench.lock --output-file requirements/run.lock
+	$(LOCK) --extra dev --output-file requirements/dev.lock
+	$(LOCK) --constraint requirements/dev.lock --output-file requirements/run.lock
 
 clean:
 	rm -rf $(VENV) .mt5_crs .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage .coverage.*
