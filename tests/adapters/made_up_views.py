@@ -11,8 +11,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from adbc_driver_postgresql import dbapi
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, RepoConfig, ValueType
 from feast.data_source import DataSource
+from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
 from feast.types import Float64, Int64, String
 from hypothesis import strategies as st
 
@@ -76,6 +78,12 @@ class MadeView:
         path = write_parquet(self.rows, folder / self.name, layout)
         return self.with_source(FileSource(path=path, **self.source_arguments()))
 
+    def on_postgres(self, url: str, table: str, kind: str = "table") -> FeatureView:
+        """The view over a new `table` of the database, which is named in the source or in its query."""
+        write_table(self.rows, url, table)
+        where = {"table": table} if kind == "table" else {"query": f"select * from {table}"}
+        return self.with_source(PostgreSQLSource(**where, **self.source_arguments()))
+
 
 def made_view(
     name: str, keys: Sequence[str], records: Sequence[dict[str, Any]], ttl: timedelta | None = None
@@ -111,6 +119,16 @@ def write_parquet(rows: pa.Table, path: Path, layout: str) -> str:
     for name, part in (("one", rows.slice(0, half)), ("two", rows.slice(half))):
         pq.write_table(part, path / f"{name}.parquet")
     return str(path) if layout == "folder" else f"{path}/*.parquet"
+
+
+def write_table(rows: pa.Table, url: str, table: str) -> None:
+    """Make `rows` the table, whose name may hold a schema."""
+    *schema, name = table.split(".")
+    with dbapi.connect(libpq_url(url)) as connection, connection.cursor() as cursor:
+        if schema:
+            cursor.execute(f"create schema if not exists {schema[0]}")
+        cursor.adbc_ingest(name, rows, mode="replace", db_schema_name=schema[0] if schema else "public")
+        connection.commit()
 
 
 def feature_store(folder: Path, offline_store: dict[str, Any], registry: str = "") -> FeatureStore:
