@@ -28,8 +28,10 @@ from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 Window = tuple[datetime | None, datetime | None]
 
 _NUMBERS = (Float32, Float64, Int32, Int64)
+_EXACT_IN_DOUBLES = 2**53
 # Nanoseconds since 1970 begin in 1677.
 _BEFORE_ALL_DATA = datetime(1700, 1, 1, tzinfo=UTC)
+_FIRST_YEAR = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,20 @@ class ViewRequest:
         self._source = source_of(view)
         in_source = {new: old for old, new in self._source.field_mapping.items()}
         names = [entity.name for entity in view.entity_columns if entity.name != DUMMY_ENTITY_ID]
-        join_keys = view.projection.join_key_map or {name: name for name in names}
+        renamed = view.projection.join_key_map
+        join_keys = {name: renamed.get(name, name) for name in names}
         prefix = f"{view.projection.name_to_use()}:"
         asked = [ref.removeprefix(prefix) for ref in feature_refs if ref.startswith(prefix)]
         full = f"{view.projection.name_alias or view.name}__" if full_feature_names else ""
         self.entity_columns = list(join_keys.values())
+        created = self._source.created_timestamp_column
         self.features = {f"{full}{name}": in_source.get(name, name) for name in asked}
         """Name in the answer -> column of the source."""
         self._columns = SourceColumns(
             keys=[in_source.get(name, name) for name in join_keys],
             values=list(dict.fromkeys(self.features.values())),
-            time=self._source.timestamp_field,
-            created=self._source.created_timestamp_column or None,
+            time=in_source.get(self._source.timestamp_field, self._source.timestamp_field),
+            created=in_source.get(created, created) or None,
         )
 
     def events(self, config: RepoConfig, window: Window, as_of: datetime | None) -> pl.DataFrame:
@@ -142,7 +146,7 @@ class ViewRequest:
         ttl = self._view.ttl or None
         span = pc.min_max(times)
         first, last = (span[name].as_py() or _BEFORE_ALL_DATA for name in ("min", "max"))
-        if start is None and ttl:
+        if start is None and ttl and ttl < first - _FIRST_YEAR:
             start = first - ttl
         rows = self._columns.read(config, self._source, (start, last), as_of)
         self._refuse_wrong_types(rows.table)
@@ -194,9 +198,11 @@ def entity_rows(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[pa.T
             raise InputError(f"the entity frame holds values of mixed types: {error.args[-1]}") from error
     time_column = infer_event_timestamp_from_entity_df(dict(dtypes.items()))
     try:
-        as_utc(table[time_column])
+        times = as_utc(table[time_column])
     except (InputError, ValueError) as error:
         raise EntityDFNotDateTime from error
+    if not pa.types.is_temporal(table[time_column].type):
+        table = table.set_column(table.column_names.index(time_column), time_column, times)
     return table, time_column
 
 
@@ -243,11 +249,19 @@ def _alike(stored: pa.ChunkedArray, asked: pa.ChunkedArray, name: str) -> tuple[
         return left, right
     if right.dtype == pl.Null:
         return left, right.cast(left.dtype)
-    if left.dtype.is_integer() and right.dtype.is_integer():
-        return left.cast(pl.Int64), right.cast(pl.Int64)
+    numbers = _whole_numbers(left), _whole_numbers(right)
+    if numbers[0] is not None and numbers[1] is not None:
+        return numbers[0], numbers[1]
     raise InputError(
         f"column {name!r} of the entity rows is {asked.type}, the key in the data is {stored.type}: convert one of them"
     )
+
+
+def _whole_numbers(values: pl.Series) -> pl.Series | None:
+    """Return the values as integers, None when they are not; doubles are what pandas makes of integers with gaps."""
+    if values.dtype.is_float() and ((values == values.floor()) & (values.abs() <= _EXACT_IN_DOUBLES)).all():
+        return values.cast(pl.Int64)
+    return values.cast(pl.Int64, strict=False) if values.dtype.is_integer() else None
 
 
 def _ticks(times: pa.ChunkedArray) -> pl.Series:

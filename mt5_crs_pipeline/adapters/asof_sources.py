@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +27,9 @@ from feast.repo_config import RepoConfig
 from mt5_crs_pipeline.adapters.files import commit_file
 from mt5_crs_pipeline.core.bars import TIMESTAMP
 from mt5_crs_pipeline.core.errors import DatabaseUnavailableError, InputError
+
+# What a column of nanoseconds can say; seconds to microseconds reach beyond the years of Python.
+_NANOSECONDS = (datetime(1677, 9, 22, tzinfo=UTC), datetime(2262, 4, 11, tzinfo=UTC))
 
 
 def source_columns(config: RepoConfig, source: DataSource) -> list[str]:
@@ -120,7 +125,7 @@ def write_saved_dataset(config: RepoConfig, source: DataSource, table: pa.Table,
 def query_postgres(config: RepoConfig, query: str) -> pa.Table:
     """Return the rows of a query of the user's own."""
     with _postgres(config) as connection, connection.cursor() as cursor:
-        cursor.execute(query)
+        cursor.execute(_part_of_a_query(query))
         return _plain(cursor.fetch_arrow_table())
 
 
@@ -135,58 +140,86 @@ def _is_file(source: DataSource) -> bool:
 
 def _place(config: RepoConfig, source: FileSource) -> tuple[Any, str]:
     """Return pyarrow's file system (None: the local one) and the path in it."""
+    if source.path.startswith("file://"):
+        return None, url2pathname(urlsplit(source.path).path)
     uri = FileSource.get_uri_for_file_path(config.repo_path, source.path)
     credentials = source.resolve_credentials() if uri.startswith("s3://") else None
     filesystem, path = FileSource.create_filesystem_and_path(uri, source.s3_endpoint_override, credentials)
-    if filesystem is None and path.startswith("file://"):
-        path = path.removeprefix("file://")
     return filesystem, path
 
 
 def _dataset(config: RepoConfig, source: FileSource) -> ds.Dataset:
     filesystem, path = _place(config, source)
     paths: str | list[str] = path
-    if filesystem is None and glob.has_magic(path):
-        paths = sorted(glob.glob(path, recursive=True))  # noqa: PTH207, a pattern may hold folders
-    if not paths or (isinstance(paths, str) and filesystem is None and not Path(path).exists()):
-        raise DataSourceNotFoundException(path)
+    base = None
+    if filesystem is None and not Path(path).exists():
+        found = glob.glob(path, recursive=True)  # noqa: PTH207, a pattern may hold folders
+        paths = sorted(name for name in found if Path(name).is_file())
+        base = next(str(parent) for parent in Path(path).parents if not glob.has_magic(str(parent)))
     options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     try:
-        return ds.dataset(
+        dataset = ds.dataset(
             paths,
             filesystem=filesystem,
             format=ds.ParquetFileFormat(default_fragment_scan_options=options),
-            partitioning="hive" if isinstance(paths, str) else None,
+            partitioning="hive",
+            partition_base_dir=base,
         )
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet: {_one_line(error)}") from error
+    if not dataset.files:
+        raise DataSourceNotFoundException(path)
+    return dataset
 
 
 def _read_files(
     dataset: ds.Dataset, columns: Sequence[str], time_column: str, start: datetime | None, end: datetime | None
 ) -> pa.Table:
-    time_type = dataset.schema.field(time_column).type
+    try:
+        if len(dataset.files) > 1:
+            fragments = list(dataset.get_fragments())
+            schema = _common_schema(dataset.schema, fragments, columns)
+            dataset = ds.FileSystemDataset(fragments, schema, dataset.format, dataset.filesystem)
+        window = _window(time_column, dataset.schema.field(time_column).type, start, end)
+        return dataset.to_table(columns=list(columns), filter=window)
+    except (OSError, pa.ArrowException) as error:
+        beside = " or a file beside it" if len(dataset.files) > 1 else ""
+        raise InputError(f"{dataset.files[0]}{beside} cannot be read: {_one_line(error)}") from error
+
+
+def _window(
+    time_column: str, time_type: pa.DataType, start: datetime | None, end: datetime | None
+) -> pc.Expression | None:
+    """Return the window in the column's own unit, so that row groups can be skipped by their statistics."""
+    if not pa.types.is_timestamp(time_type):
+        return None
     window = None
-    if pa.types.is_timestamp(time_type):
-        bounds = [(pc.greater_equal, start)] if start else []
-        bounds += [(pc.less_equal, end)] if end else []
-        for compare, instant in bounds:
-            # In the column's own unit, so that row groups can be skipped by their statistics.
-            bound = as_utc(pa.array([instant], TIMESTAMP))
-            bound = bound if time_type.tz else bound.cast(pa.timestamp("us"))
-            side = compare(ds.field(time_column), bound.cast(time_type, safe=False)[0])
-            window = side if window is None else window & side
-    absent = set(columns) - set(dataset.schema.names)
-    for fragment in dataset.get_fragments() if len(dataset.files) > 1 else ():
+    for compare, instant in ((pc.greater_equal, start), (pc.less_equal, end)):
+        if instant is None or (time_type.unit == "ns" and not _NANOSECONDS[0] < instant < _NANOSECONDS[1]):
+            continue
+        bound = pa.array([instant], TIMESTAMP)
+        bound = bound if time_type.tz else bound.cast(pa.timestamp("us"))
+        side = compare(ds.field(time_column), bound.cast(time_type, safe=False)[0])
+        window = side if window is None else window & side
+    return window
+
+
+def _common_schema(schema: pa.Schema, fragments: list[ds.Fragment], columns: Sequence[str]) -> pa.Schema:
+    """Return the schema in which `columns` hold what every file has: one may have whole numbers, or no value at all."""
+    for fragment in fragments:
         given = {*fragment.physical_schema.names, *ds.get_partition_keys(fragment.partition_expression)}
         absent = set(columns) - given
         if absent:
             # Arrow would fill in nulls without a word.
             raise InputError(f"{fragment.path} has no column {', '.join(sorted(absent))}, other files of it have")
-    try:
-        return dataset.to_table(columns=list(columns), filter=window)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{dataset.files[0]} or a file beside it cannot be read: {_one_line(error)}") from error
+    for name in columns:
+        at = schema.get_field_index(name)
+        found = [fragment.physical_schema for fragment in fragments if name in fragment.physical_schema.names]
+        schemas = [pa.schema([schema.field(at)]), *(pa.schema([one.field(name)]) for one in found)]
+        # Without a common type the reader casts to the first file's, or says that it cannot.
+        with contextlib.suppress(pa.ArrowTypeError):
+            schema = schema.set(at, pa.unify_schemas(schemas, promote_options="permissive").field(0))
+    return schema
 
 
 def _inside(table: pa.Table, time_column: str, start: datetime | None, end: datetime | None) -> pa.Table:
@@ -256,12 +289,17 @@ def _relation(cursor: Any, source: DataSource) -> str:
     """Return the source as it stands after FROM: the server quotes a table's name, a query is the user's own text."""
     query: str = source._postgres_options._query
     if query:
-        return f"({query.strip().rstrip(';')}) as source"
+        return f"({_part_of_a_query(query)}) as source"
     cursor.execute("select to_regclass($1)::text", (_table(source),))
     name = cursor.fetchone()[0]
     if name is None:
         raise DataSourceNotFoundException(_table(source))
     return str(name)
+
+
+def _part_of_a_query(query: str) -> str:
+    """Return the query without its semicolon, and with an end to the comment that may close it."""
+    return f"{query.strip().rstrip(';')}\n"
 
 
 def _postgres_schema(config: RepoConfig, source: DataSource) -> pa.Schema:
