@@ -240,9 +240,14 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
     def offline_write_batch(
         config: RepoConfig, feature_view: FeatureView, table: pa.Table, progress: Callable[[int], Any] | None
     ) -> None:
-        """Append `table`, which has exactly the columns of the view's source, to it; raise ValueError otherwise."""
+        """Append `table`, which has exactly the columns of the view's source, to it; raise ValueError otherwise.
+
+        A column that the source's field mapping renames may have either name: Feast has renamed it by now.
+        """
         source = source_of(feature_view)
         expected = source_columns(config, source)
+        in_source = {new: old for old, new in source.field_mapping.items()}
+        table = table.rename_columns([in_source.get(name, name) for name in table.column_names])
         if expected != table.column_names:
             raise ValueError(
                 f"feature view {feature_view.name!r} is written with columns {table.column_names},"

@@ -20,7 +20,8 @@ from feast.repo_config import RepoConfig
 from feast.types import Float32, Float64, Int32, Int64
 
 from mt5_crs_pipeline.adapters.asof_join import EVENT, KNOWN, RECORDED, newest, newest_known
-from mt5_crs_pipeline.adapters.asof_sources import as_utc, query_postgres, read_source, source_columns
+from mt5_crs_pipeline.adapters.asof_postgres import query_postgres
+from mt5_crs_pipeline.adapters.asof_sources import as_utc, read_source, source_columns
 from mt5_crs_pipeline.core.bars import TIMESTAMP
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
@@ -199,7 +200,7 @@ def entity_rows(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[pa.T
     time_column = infer_event_timestamp_from_entity_df(dict(dtypes.items()))
     try:
         times = as_utc(table[time_column])
-    except (InputError, ValueError) as error:
+    except InputError as error:
         raise EntityDFNotDateTime from error
     if not pa.types.is_temporal(table[time_column].type):
         table = table.set_column(table.column_names.index(time_column), time_column, times)

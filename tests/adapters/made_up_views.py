@@ -112,6 +112,7 @@ def write_parquet(rows: pa.Table, path: Path, layout: str) -> str:
         parts = rows.append_column("part", months)
         ds.write_dataset(parts, path, format="parquet", partitioning=["part"], partitioning_flavor="hive")
         if not len(rows):
+            path.mkdir()
             pq.write_table(rows, path / "empty.parquet")
         return str(path)
     path.mkdir()
@@ -166,7 +167,9 @@ def entity_frame(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> p
     """Entity rows at `minutes`, with their number in `row`."""
     frame = pd.DataFrame(
         {
-            "event_timestamp": pd.Series([minute(record["minutes"]) for record in records], dtype="datetime64[us, UTC]"),
+            "event_timestamp": pd.Series(
+                [minute(record["minutes"]) for record in records], dtype="datetime64[us, UTC]"
+            ),
             "symbol": pd.Series([record.get("symbol") for record in records], dtype=object),
             "venue": pd.Series([record.get("venue") for record in records], dtype="int64"),
             "row": pd.Series(range(len(records)), dtype="int64"),

@@ -10,7 +10,7 @@ import pandas as pd
 import psycopg2
 import pytest
 from feast import FeatureStore, FeatureView
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
@@ -93,6 +93,7 @@ def test_tables_are_answered_as_by_the_postgresql_store(
     root: Path, url: str, case: MadeCase, kind: str, qualified: bool
 ) -> None:
     """Not asked here: rows of unknown arrival, whose order stock takes from where NULL sorts, before all others."""
+    assume(case.entities["symbol"].notna().any())  # stock cannot upload a column of nothing
     schema = "elsewhere." if qualified else ""
     views = [view.on_postgres(url, f"{schema}{view.name}_{next(_folders)}", kind) for view in case.views]
     connection = connection_settings(url)

@@ -11,18 +11,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
-from feast.errors import SavedDatasetLocationAlreadyExists
+from feast import FeatureStore, FeatureView, Field, FileSource
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import (
     PostgreSQLSource,
-    SavedDatasetPostgreSQLStorage,
 )
-from feast.infra.offline_stores.file_source import SavedDatasetFileStorage
 from feast.types import Float64, Int64, String
-from pandas.testing import assert_frame_equal
 
 from mt5_crs_pipeline.adapters.postgres import connected
-from tests.adapters.made_up_bars import query
 from tests.adapters.made_up_views import (
     ASOF,
     ENTITIES,
@@ -177,7 +172,9 @@ def test_questions_of_the_far_future_and_past_are_answered(tmp_path: Path) -> No
         VIEW.rows.column_names.index("at"), "at", VIEW.rows["at"].cast(pa.timestamp("ns", "UTC"))
     )
     pq.write_table(rows, tmp_path / "rows.parquet")
-    times = pd.Series(np.array(["2500-01-01", "1500-01-01", "2024-03-01T00:04"], "datetime64[us]")).dt.tz_localize("UTC")
+    times = pd.Series(np.array(["2500-01-01", "1500-01-01", "2024-03-01T00:04"], "datetime64[us]")).dt.tz_localize(
+        "UTC"
+    )
     entities = pd.DataFrame({"symbol": "A", "event_timestamp": times})
     assert same(prices(applied(tmp_path, file_view(tmp_path / "rows.parquet")), entities), [1.5, np.nan, 1.0])
 
@@ -262,7 +259,9 @@ def test_integers_of_any_width_are_the_same_key(tmp_path: Path, stored: pa.DataT
     table = pa.table({"venue": pa.array([1, 2], stored), "at": pa.array([minute(0)] * 2, TIMESTAMP), "lot": [7, 8]})
     pq.write_table(table, tmp_path / "lots.parquet")
     source = FileSource(path=str(tmp_path / "lots.parquet"), timestamp_field="at")
-    view = FeatureView(name="lots", entities=[ENTITIES["venue"]], schema=[Field(name="lot", dtype=Int64)], source=source)
+    view = FeatureView(
+        name="lots", entities=[ENTITIES["venue"]], schema=[Field(name="lot", dtype=Int64)], source=source
+    )
     missing = [None] if dtype in ("Int64", "float64") else []
     entities = pd.DataFrame({"venue": pd.Series([2, 1, 9, *missing], dtype=dtype), "event_timestamp": minute(1)})
     expected = [8, 7, np.nan, *([np.nan] * len(missing))]
@@ -299,7 +298,9 @@ def test_every_way_to_name_a_table_is_read(
     tmp_path: Path, database_url: str, database: dict[str, Any], where: dict[str, str]
 ) -> None:
     with connected(database_url) as connection, connection.cursor() as cursor:
-        cursor.execute('create schema other; create table other.bars as table bars; create view "Upper ""Case" as table bars')
+        cursor.execute(
+            'create schema other; create table other.bars as table bars; create view "Upper ""Case" as table bars'
+        )
     assert same(prices(applied(tmp_path, database_view(**where), **database)), ANSWERS)
 
 
@@ -315,8 +316,8 @@ def test_tables_are_looked_up_in_the_configured_schema_first(
 def test_types_that_only_the_server_knows_are_read(tmp_path: Path, database_url: str) -> None:
     with connected(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(
-            "create table odd (symbol varchar(3), at timestamp, n numeric, big numeric(30, 10), i int2, d date, j jsonb,"
-            " b bool, r real, u uuid, t text[]);"
+            "create table odd (symbol varchar(3), at timestamp, n numeric, big numeric(30, 10), i int2, d date,"
+            " j jsonb, b bool, r real, u uuid, t text[]);"
             " insert into odd values"
             " ('A', '2024-03-01', 1.25, 12345678901234567890.5, 3, '2024-01-02', '{\"a\": 1}', true, 0.5,"
             " '00000000-0000-0000-0000-000000000001', array['x', null]),"
@@ -343,7 +344,9 @@ def test_types_that_only_the_server_knows_are_read(tmp_path: Path, database_url:
 
 
 def test_entity_rows_come_from_a_query(tmp_path: Path, database: dict[str, Any]) -> None:
-    store = applied(tmp_path, database_view(table="bars"), VIEW_ON_MINUTES.with_source(minutes_source(tmp_path)), **database)
+    store = applied(
+        tmp_path, database_view(table="bars"), VIEW_ON_MINUTES.with_source(minutes_source(tmp_path)), **database
+    )
     entities = (
         "select symbol, at + n * interval '1 minute' as event_timestamp, n as row"
         " from bars, generate_series(4, 0, -2) as n where known = at order by symbol desc, n desc -- newest first"
