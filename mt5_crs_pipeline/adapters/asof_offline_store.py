@@ -39,6 +39,7 @@ from mt5_crs_pipeline.adapters.asof_requests import (
     events_between,
     refuse_entity_columns,
     source_of,
+    with_a_key,
 )
 from mt5_crs_pipeline.adapters.asof_sources import (
     append_log,
@@ -215,7 +216,8 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         columns = SourceColumns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         instant = _as_of.get()
         return AsofRetrievalJob(
-            lambda: columns.read(config, data_source, (start_date, end_date), instant).newest(), config
+            lambda: with_a_key(columns.read(config, data_source, (start_date, end_date), instant).newest(), columns),
+            config,
         )
 
     @staticmethod
@@ -233,7 +235,8 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         columns = SourceColumns(join_key_columns, feature_name_columns, timestamp_field, created_timestamp_column)
         instant = _as_of.get()
         return AsofRetrievalJob(
-            lambda: columns.read(config, data_source, (start_date, end_date), instant).table, config
+            lambda: with_a_key(columns.read(config, data_source, (start_date, end_date), instant).table, columns),
+            config,
         )
 
     @staticmethod

@@ -14,7 +14,7 @@ from feast.errors import (
     FeastJoinKeysDuringMaterialization,
     SpecifiedFeaturesNotPresentError,
 )
-from feast.feature_view import DUMMY_ENTITY_ID, FeatureView
+from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import RepoConfig
 from feast.types import Float32, Float64, Int32, Int64
@@ -183,6 +183,13 @@ def source_of(view: FeatureView) -> DataSource:
     return view.batch_source
 
 
+def with_a_key(table: pa.Table, columns: SourceColumns) -> pa.Table:
+    """Return `table`, with the constant that Feast materializes a view without entities under where it has no key."""
+    if columns.keys:
+        return table
+    return table.append_column(DUMMY_ENTITY_ID, pa.array([DUMMY_ENTITY_VAL] * len(table), pa.string()))
+
+
 def entity_rows(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[pa.Table, str]:
     """Return the rows of a frame or a PostgreSQL query, and the name of their time column.
 
@@ -214,7 +221,8 @@ def events_between(
     if len({tuple(sorted(request.entity_columns)) for request in requests}) > 1:
         raise InputError("a date range asks views of different entities at once: ask one after the other")
     frames = [request.events(config, window, as_of) for request in requests]
-    spine = pl.concat(frames, how="vertical_relaxed").unique()
+    # A row without a key is nobody's.
+    spine = pl.concat(frames, how="vertical_relaxed").drop_nulls().unique()
     return spine.sort(spine.columns).to_arrow(compat_level=pl.CompatLevel.oldest())
 
 
