@@ -48,7 +48,7 @@ def dataset_of(config: RepoConfig, source: FileSource) -> ds.Dataset:
             partition_base_dir=base,
         )
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read as Parquet: {one_line(error)}") from error
+        raise InputError(f"{path} cannot be read as Parquet: {_one_line(error)}") from error
     if not dataset.files:
         raise DataSourceNotFoundException(path)
     return dataset
@@ -73,7 +73,7 @@ def read_files(
         return dataset.to_table(columns=list(columns), filter=window)
     except (OSError, pa.ArrowException) as error:
         beside = " or a file beside it" if len(dataset.files) > 1 else ""
-        raise InputError(f"{dataset.files[0]}{beside} cannot be read: {one_line(error)}") from error
+        raise InputError(f"{dataset.files[0]}{beside} cannot be read: {_one_line(error)}") from error
 
 
 def append_to_files(config: RepoConfig, source: FileSource, table: pa.Table) -> None:
@@ -166,7 +166,7 @@ def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
         try:
             columns.append(table[field.name].cast(field.type))
         except pa.ArrowException as error:
-            said = one_line(error)
+            said = _one_line(error)
             raise InputError(
                 f"column {field.name} is stored as {field.type}, {table[field.name].type}: {said}"
             ) from error
@@ -186,6 +186,5 @@ def _add_files(table: pa.Table, folder: str, filesystem: Any, partition_by: Sequ
                 commit_file(Path(folder, file.relative_to(staging)), partial(shutil.copyfileobj, whole))
 
 
-def one_line(error: Exception) -> str:
-    """Return what the error says in one line."""
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())

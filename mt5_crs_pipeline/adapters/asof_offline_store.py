@@ -178,7 +178,7 @@ class AsofOfflineStore(OfflineStore):  # type: ignore[misc]
         else:
             entities, time_column = entity_rows(config, entity_df)
         refuse_entity_columns(entities, requests, time_column)
-        times = as_utc(entities[time_column])
+        times = as_utc(entities, time_column)
         span = pc.min_max(times)
 
         def answer() -> pa.Table:

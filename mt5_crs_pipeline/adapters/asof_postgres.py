@@ -14,6 +14,7 @@ from feast.repo_config import RepoConfig
 
 from mt5_crs_pipeline.core.errors import DatabaseRefusedError, DatabaseUnavailableError, InputError
 
+_REFUSED_BEFORE_LOGIN = re.compile(r"authentication failed|no password supplied|FATAL: .*(does not exist|pg_hba\.conf)")
 # SQLSTATE classes: connection lost, no resources, shut down by an operator.
 _SERVER_IS_GONE = ("08", "53", "57")
 
@@ -119,7 +120,7 @@ def _postgres(config: RepoConfig) -> Iterator[Any]:
     except adbc_driver_manager.Error as error:
         said = _said(error)
         state = error.sqlstate or ""
-        if not state and "FATAL:" in str(error) and not re.search("starting up|shutting down|recovery|too many", said):
+        if not state and _REFUSED_BEFORE_LOGIN.search(str(error)):
             raise DatabaseRefusedError(f"{where} refused: {said}; check the connection below offline_store") from error
         gone = state[:2] in _SERVER_IS_GONE if state else "ERROR:" not in str(error)
         if gone and isinstance(error, adbc_driver_manager.OperationalError):

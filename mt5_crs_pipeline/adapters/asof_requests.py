@@ -12,6 +12,7 @@ from feast.errors import (
     EntityDFNotDateTime,
     FeastEntityDFMissingColumnsError,
     FeastJoinKeysDuringMaterialization,
+    InvalidEntityType,
     SpecifiedFeaturesNotPresentError,
 )
 from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL, FeatureView
@@ -65,7 +66,7 @@ class SourceColumns:
         table = read_source(config, source, read, self.time, start, end)
         written = recorded or self.created
         if as_of is not None and written is not None:
-            table = table.filter(pc.less_equal(as_utc(table[written]), pa.scalar(as_of, TIMESTAMP)))
+            table = table.filter(pc.less_equal(as_utc(table, written), pa.scalar(as_of, TIMESTAMP)))
         return SourceRows(table, self, wanted, recorded)
 
 
@@ -92,7 +93,7 @@ class SourceRows:
     def times(self) -> dict[str, pl.Series]:
         """Return event and, where there are such columns, known and recorded, in microseconds since 1970."""
         columns = {EVENT: self._columns.time, KNOWN: self._columns.created, RECORDED: self.recorded}
-        return {name: _ticks(as_utc(self._table[column])) for name, column in columns.items() if column}
+        return {name: _ticks(as_utc(self._table, column)) for name, column in columns.items() if column}
 
 
 class ViewRequest:
@@ -125,7 +126,7 @@ class ViewRequest:
         keys = zip(self.entity_columns, self._columns.keys, strict=True)
         return pl.DataFrame(
             {
-                EVENT_TIMESTAMP: _series(as_utc(table[self._columns.time])),
+                EVENT_TIMESTAMP: _series(as_utc(table, self._columns.time)),
                 **{entity: _series(table[column]) for entity, column in sorted(keys)},
             }
         )
@@ -169,6 +170,7 @@ class ViewRequest:
         declared = {field.name: field.dtype for field in self._view.features}
         for column in self.features.values():
             dtype, found = declared.get(self._source.field_mapping.get(column, column)), table[column].type
+            found = found.value_type if pa.types.is_dictionary(found) else found
             if dtype in _NUMBERS and (pa.types.is_string(found) or pa.types.is_large_string(found)):
                 raise InputError(
                     f"feature view {self._view.name!r} declares {column} as {dtype}, its source holds {found}:"
@@ -198,6 +200,11 @@ def entity_rows(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[pa.T
     if isinstance(entity_df, str):
         table = query_postgres(config, entity_df)
         dtypes = table.schema.empty_table().to_pandas().dtypes
+    elif not isinstance(entity_df, pd.DataFrame):
+        raise InvalidEntityType(type(entity_df))
+    elif not entity_df.columns.is_unique:
+        twice = entity_df.columns[entity_df.columns.duplicated()][0]
+        raise InputError(f"the entity frame has two columns {twice!r}: rename or drop one")
     else:
         dtypes = entity_df.dtypes
         try:
@@ -206,7 +213,7 @@ def entity_rows(config: RepoConfig, entity_df: pd.DataFrame | str) -> tuple[pa.T
             raise InputError(f"the entity frame holds values of mixed types: {error.args[-1]}") from error
     time_column = infer_event_timestamp_from_entity_df(dict(dtypes.items()))
     try:
-        times = as_utc(table[time_column])
+        times = as_utc(table, time_column)
     except InputError as error:
         raise EntityDFNotDateTime from error
     if not pa.types.is_temporal(table[time_column].type):

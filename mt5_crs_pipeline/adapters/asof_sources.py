@@ -16,7 +16,6 @@ from mt5_crs_pipeline.adapters.asof_files import (
     add_files,
     append_to_files,
     dataset_of,
-    one_line,
     read_files,
     save_to_files,
 )
@@ -57,19 +56,25 @@ def read_source(
     return _inside(table, time_column, start, end)
 
 
-def as_utc(times: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
-    """Return `times` (timestamps, dates or text) in microseconds UTC; naive ones are UTC already."""
+def as_utc(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return column `name` (timestamps, dates or text as in ISO 8601) in microseconds UTC; naive ones are UTC already.
+
+    Raises InputError for what is no time.
+    """
+    times = table[name]
     if pa.types.is_timestamp(times.type) and times.type.tz:
         return times.cast(TIMESTAMP, safe=False)
     if pa.types.is_timestamp(times.type) or pa.types.is_date(times.type):
         # Through a naive timestamp: dates have no direct way to an aware one.
         return times.cast(pa.timestamp("us"), safe=False).cast(TIMESTAMP)
-    if pa.types.is_string(times.type) or pa.types.is_large_string(times.type):
-        try:
-            return pa.array(pd.to_datetime(times.to_pandas(), utc=True).dt.as_unit("us"), TIMESTAMP)
-        except ValueError as error:
-            raise InputError(f"text that is no time: {one_line(error)}") from error
-    raise InputError(f"times are of type {times.type}: timestamps are needed")
+    if not (pa.types.is_string(times.type) or pa.types.is_large_string(times.type)):
+        raise InputError(f"column {name!r} is of type {times.type}: timestamps are needed")
+    text = times.to_pandas()
+    parsed = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
+    wrong = text[parsed.isna() & text.notna()]
+    if len(wrong):
+        raise InputError(f"column {name!r} holds {wrong.iloc[0]!r}, which is no time: write 2024-03-01T10:00:00+00:00")
+    return pa.chunked_array([pa.array(parsed.dt.as_unit("us"), TIMESTAMP)])
 
 
 def append_rows(config: RepoConfig, source: DataSource, table: pa.Table) -> None:
@@ -105,7 +110,7 @@ def _inside(table: pa.Table, time_column: str, start: datetime | None, end: date
     """Return the rows inside the window exactly: a reader may have compared in a coarser unit, or not at all."""
     if start is None and end is None:
         return table
-    times = as_utc(table[time_column])
+    times = as_utc(table, time_column)
     least, most = (pc.min_max(times)[name].value for name in ("min", "max"))
     low, high = (None if bound is None else pa.scalar(bound, TIMESTAMP) for bound in (start, end))
     within = times.null_count == 0 and least is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from feast import FeatureService, FeatureStore, Field, RequestSource
+from feast import FeatureService, FeatureStore, Field, PushSource, RequestSource
 from feast.errors import RequestDataNotFoundInEntityDfException
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
@@ -288,6 +288,12 @@ def test_a_view_without_entities_is_joined_on_time_alone(tmp_path: Path) -> None
         entity_df=asked(("A", 4), (None, 1), ("A", -1), ("B", 9)), features=["clock:clock_count", *PRICE]
     ).to_df()
     assert frame["clock_count"].fillna(-9).tolist() == [2, 0, -9, 5]
+
+
+def test_a_view_on_a_push_source_is_read_from_its_batch_source(tmp_path: Path) -> None:
+    batch = BARS.on_files(tmp_path).batch_source
+    store = applied(tmp_path, BARS.with_source(PushSource(name="pushed", batch_source=batch)))
+    assert prices(store, asked(("A", 9), ("A", 8))) == [2.5, 2.0]
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental feature:RuntimeWarning")

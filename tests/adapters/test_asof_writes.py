@@ -208,6 +208,33 @@ def test_an_answer_is_saved_to_a_file_or_folder_once(tmp_path: Path, name: str) 
     assert len(again.to_df()) == len(expected) and no_leftovers(tmp_path)
 
 
+def test_overwriting_a_folder_leaves_what_else_lies_in_it(tmp_path: Path) -> None:
+    store = applied(tmp_path, VIEW.on_files(tmp_path))
+    storage = SavedDatasetFileStorage(path=str(tmp_path / "saved"))
+    retrieval(store).persist(storage)
+    (tmp_path / "saved" / "notes.txt").write_text("kept")
+    shorter = store.get_historical_features(entity_df=QUESTIONS.head(1), features=VIEW.references)
+    shorter.persist(storage, allow_overwrite=True)
+    assert ds.dataset(list(map(str, (tmp_path / "saved").glob("*.parquet")))).count_rows() == 1
+    assert (tmp_path / "saved" / "notes.txt").read_text() == "kept"
+
+
+def test_columns_of_every_type_are_saved_to_a_table(tmp_path: Path, database_url: str) -> None:
+    store = applied(tmp_path, VIEW.on_files(tmp_path), **connection_settings(database_url))
+    extra = QUESTIONS.assign(
+        tag=pd.Categorical(["x", None, "y"]),
+        small=pd.Series([1, 2, 3], dtype="int8"),
+        flag=[True, False, True],
+        many=[[1.0], [], None],
+        day=[datetime(2024, 1, 1).date(), None, None],
+    )
+    store.get_historical_features(entity_df=extra, features=VIEW.references).persist(
+        SavedDatasetPostgreSQLStorage(table_ref="saved")
+    )
+    rows = query(database_url, "select tag, small, flag, many, day::text from saved order by row")
+    assert rows == [("x", 1, True, [1.0], "2024-01-01"), (None, 2, False, [], None), ("y", 3, True, None, None)]
+
+
 @pytest.mark.parametrize("table", ["saved", "Saved", '"Saved"', "elsewhere.saved"])
 def test_an_answer_is_saved_to_a_table_once(tmp_path: Path, database_url: str, table: str) -> None:
     with connected(database_url) as connection, connection.cursor() as cursor:
