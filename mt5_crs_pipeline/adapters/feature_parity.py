@@ -10,33 +10,33 @@ from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.adapters.versions import library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
 from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_schema
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, RECORDED_AT, feature_schema
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, compare, sample
 
-# Besides the newest row of every symbol.
+# Besides the newest row of every symbol; as many again of versions that were superseded.
 OLDER_ROWS: Final = 200
 
 
 def parity_of_lake(lake: Lake, months: Sequence[str]) -> Parity:
-    """Compare the newest stored row of every symbol in `months`, and random older ones, with fresh computations."""
+    """Compare the newest row of every symbol in `months`, random older ones and old versions with fresh computations."""
     rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
-    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _bars(lake, months), PIPELINE_FEATURES)
+    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _revisions(lake, months), PIPELINE_FEATURES)
 
 
 def parity_of_online_store(feast: FeastStore, lake: Lake, months: Sequence[str]) -> Parity:
     """Compare what the online store serves for every symbol in `months` with fresh computations of its newest bar."""
-    columns = ["symbol", "time", EVENT_TIMESTAMP]
+    columns = ["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]
     rows = lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
-    newest = rows.sort_values(["symbol", "time"]).drop_duplicates("symbol", keep="last")
+    newest = rows.sort_values(["symbol", "time", RECORDED_AT]).drop_duplicates("symbol", keep="last")
     if newest.empty:
         return NOTHING_COMPARED
     served = newest.merge(feast.online_rows(newest["symbol"].tolist()), on="symbol", suffixes=("", "_served"))
     # A row of another bar has no counterpart, which counts as different.
     stale = served[f"{EVENT_TIMESTAMP}_served"] != served[EVENT_TIMESTAMP]
     served.loc[stale, "time"] = pd.NaT
-    return compare(served, _bars(lake, months), PIPELINE_FEATURES)
+    return compare(served, _revisions(lake, months), PIPELINE_FEATURES)
 
 
 def certify(parity: Parity) -> dict[str, Any]:
@@ -55,5 +55,5 @@ def proof_for_training(lake: Lake) -> dict[str, Any]:
     return certify(parity)
 
 
-def _bars(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
+def _revisions(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
     return adjusted(lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA))

@@ -41,10 +41,10 @@ def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     metadata=column_schema(feature_schema()),
 )
 def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Features of every bar of the months, computed with exactly the history they declare to need."""
+    """Features of every bar of the months, one version for every state of the bars they were computed from."""
     months = context.partition_keys
-    bars = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
-    rows = feature_rows(bars, stores.timeframe)
+    revisions = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    rows = feature_rows(revisions, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
     parity = parity_of_lake(stores.lake, months)
@@ -55,6 +55,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             files_changed=changed,
             features=len(PIPELINE_FEATURES.features),
             lookback_bars=PIPELINE_FEATURES.lookback,
+            bars=len(rows[["symbol", "time"]].drop_duplicates()),
             warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
         ),
         check_results=[

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
@@ -14,7 +15,7 @@ from mt5_crs_pipeline.adapters.lake import MARKET_DATA, parquet_bytes, read_parq
 from mt5_crs_pipeline.adapters.model_store import Bundle
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, training_schema
@@ -30,6 +31,14 @@ from mt5_crs_pipeline.defs.resources import Stores
 TRAINING = TrainingConfig()
 
 
+class TrainingSetConfig(dg.Config):
+    """What may be chosen for one run."""
+
+    as_of: str | None = Field(
+        None, description="Build it from what was recorded by then (ISO 8601 with offset); empty: from everything."
+    )
+
+
 @dg.asset(
     group_name="model",
     kinds={"feast", "parquet"},
@@ -38,12 +47,15 @@ TRAINING = TrainingConfig()
     check_specs=[TRAINING_CHECK],
     metadata=column_schema(training_schema()),
 )
-def training_set(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Every closed label joined by Feast with the features at its bar's close; rows in warm-up are left out."""
-    bars = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Every closed label joined by Feast with the features known at its bar's close; rows in warm-up are left out."""
+    revisions = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+    bars = latest_revisions(revisions, instant(config.as_of) if config.as_of else None)
+    # Not the clock: as of this instant the same rows come out whenever they are asked for.
+    as_of = bars["recorded_at"].max()
     labels = labelled_bars(adjusted(bars), stores.timeframe)
     with stores.feast() as feast:
-        rows = feast.training_rows(labels)
+        rows = feast.training_rows(labels, as_of)
     complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
     if complete.empty:
         longest = bars["symbol"].value_counts().max() if len(bars) else 0
@@ -58,7 +70,7 @@ def training_set(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         metadata=row_metadata(
             len(complete),
             complete[EVENT_TIMESTAMP],
-            as_of=datetime.now(UTC).isoformat(),
+            as_of=as_of.isoformat(),
             data_fingerprint=sha256(stores.lake.training_set),
             rows_left_out_in_warm_up=len(rows) - len(complete),
         ),
