@@ -6,8 +6,9 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -25,27 +26,43 @@ def sha256(path: Path) -> str:
 def commit_bytes(target: Path, content: bytes) -> bool:
     """Put `content` at `target` atomically and durably; True when the file changed.
 
-    Temp file beside the target, fsync, read back and compare, rename, fsync of the folder. A target that already
-    holds these bytes is left alone. Raises StateFolderError when the folder cannot be written.
+    As `commit_file`, and read back and compared before the rename. A target that already holds these bytes is left
+    alone.
     """
+
+    def compare(temporary: Path) -> None:
+        if temporary.read_bytes() != content:
+            raise DamagedFileError(f"{target}: the disk gave back other bytes than were written; nothing replaced")
+
     with _state_errors(target):
         if target.is_file() and target.stat().st_size == len(content) and target.read_bytes() == content:
             return False
+    commit_file(target, lambda file: file.write(content), compare)
+    return True
+
+
+def commit_file(
+    target: Path, write: Callable[[BinaryIO], object], check: Callable[[Path], None] = lambda _: None
+) -> None:
+    """Put what `write` writes into a file at `target` atomically and durably.
+
+    Temp file beside the target, fsync, `check` of the temp file, rename, fsync of the folder. Raises StateFolderError
+    when the folder cannot be written.
+    """
+    with _state_errors(target):
         make_folder(target.parent)
         handle, name = tempfile.mkstemp(prefix=_own_prefix(), dir=target.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            if temporary.read_bytes() != content:
-                raise DamagedFileError(f"{target}: the disk gave back other bytes than were written; nothing replaced")
+            check(temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(target.parent)
-        return True
 
 
 def commit_folder(target: Path, files: dict[str, bytes]) -> bool:

@@ -1,0 +1,89 @@
+"""Which row was the newest known one, for many questions at once: polars' as-of join on keys and times alone.
+
+Two times matter for a row: what it is about (event), and when it could be known. Seen from a moment t, the answer is
+the row with the latest event among those with event <= t and known <= t. A row *takes over* at the later of its two
+times; sorted by that, a row whose event is older than one that has taken over before it is never an answer, and what is
+left needs a single inequality: the last row that took over at or before t.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+Indices = npt.NDArray[np.int64]
+
+EVENT, KNOWN, RECORDED = "event", "known", "recorded"
+# Later of equal events wins by these, in this order; the last in the source where all are equal.
+_VERSION = (EVENT, KNOWN, RECORDED)
+_TIME, _ROW, _TAKES_OVER = "time", "row", "takes_over"
+
+
+def newest_known(
+    questions: pl.DataFrame, rows: pl.DataFrame, keys: Sequence[str], ttl: int | None, *, live: bool
+) -> pl.Series:
+    """Return for each question the position of its row in `rows`, null where there is none.
+
+    `questions` has `keys` and the column `time`; `rows` has `keys`, `event` and optionally `known` and `recorded`
+    (int64 microseconds since 1970). With `live` a row counts from its `known` on, and one without `known` never;
+    otherwise `known` and `recorded` only tell versions of equal event apart, a missing one being the oldest. A row
+    whose event is more than `ttl` microseconds before the question is no answer. Null keys and times match nothing.
+    """
+    timeline = _timeline(rows, keys, live=live)
+    asked = questions.with_row_index("question").drop_nulls([_TIME]).sort(_TIME)
+    found = asked.join_asof(
+        timeline,
+        left_on=_TIME,
+        right_on=_TAKES_OVER,
+        by=list(keys) or None,
+        strategy="backward",
+        check_sortedness=False,
+    ).drop_nulls(_ROW)
+    if ttl is not None:
+        found = found.filter(pl.col(_TIME) - pl.col(EVENT) <= ttl)
+    positions = np.full(len(questions), -1, dtype=np.int64)
+    positions[found["question"].to_numpy()] = found[_ROW].to_numpy()
+    answer = pl.Series(positions)
+    return answer.set(answer < 0, None)
+
+
+def newest(rows: pl.DataFrame, keys: Sequence[str]) -> Indices:
+    """Return the positions, ascending, of the newest row of every key; columns as for `newest_known`."""
+    versions = [name for name in _VERSION if name in rows.columns]
+    ordered = rows.with_row_index(_ROW).drop_nulls([EVENT, *keys]).sort(versions, maintain_order=True)
+    last = ordered.unique(list(keys), keep="last") if keys else ordered.tail(1)
+    return np.sort(last[_ROW].to_numpy()).astype(np.int64)
+
+
+def _timeline(rows: pl.DataFrame, keys: Sequence[str], *, live: bool) -> pl.DataFrame:
+    """Return keys, takes_over, event and row (the position in `rows`) of the rows that ever are an answer."""
+    live = live and KNOWN in rows.columns
+    takes_over = pl.max_horizontal(EVENT, KNOWN) if live else pl.col(EVENT)
+    frame = (
+        rows.lazy()
+        .with_row_index(_ROW)
+        .drop_nulls([EVENT, *keys, *([KNOWN] if live else [])])
+        .with_columns(takes_over.alias(_TAKES_OVER))
+        .collect()
+    )
+    wanted = [*keys, _TAKES_OVER, EVENT, _ROW]
+    if _is_timeline(frame, keys):
+        return frame.select(wanted)
+    versions = [name for name in _VERSION if name in rows.columns]
+    ordered = frame.sort([_TAKES_OVER, *versions], maintain_order=True)
+    leading = pl.col(EVENT) >= (pl.col(EVENT).cum_max().over(keys) if keys else pl.col(EVENT).cum_max())
+    return ordered.filter(leading).select(wanted)
+
+
+def _is_timeline(frame: pl.DataFrame, keys: Sequence[str]) -> bool:
+    """True when each key's rows are together and both times rise in them: the usual case, and sorting would be most."""
+    if not len(frame):
+        return True
+    same = pl.all_horizontal([pl.col(key) == pl.col(key).shift() for key in keys]) if keys else pl.lit(value=True)
+    rises = (pl.col(EVENT) > pl.col(EVENT).shift()) & (pl.col(_TAKES_OVER) > pl.col(_TAKES_OVER).shift())
+    later = frame.select(same=same, rises=rises).slice(1)
+    if not (later["rises"] | ~later["same"]).all():
+        return False
+    runs = int((~later["same"]).sum()) + 1 if keys else 1
+    return not keys or frame.select(keys).n_unique() == runs
