@@ -87,9 +87,7 @@ def end_orphans(instance: dg.DagsterInstance, daemon_lives: bool) -> int:
     return len(orphans)
 
 
-def retrain(
-    settings: Settings, database: Database, say: Callable[[str], None], as_of: datetime | None = None
-) -> None:
+def retrain(settings: Settings, database: Database, say: Callable[[str], None], as_of: datetime | None = None) -> None:
     """Run `daily_retrain` over all months that have bars, in this process, after runs that are at work already.
 
     With `as_of` the model is trained on what was recorded by then.

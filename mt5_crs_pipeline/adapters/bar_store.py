@@ -1,4 +1,4 @@
-"""Bars in and out of PostgreSQL: append-only ingest with counts, reads of the latest or all revisions, and what changed."""
+"""Bars in and out of PostgreSQL: append-only ingest with counts, reads of revisions, and what changed."""
 
 import io
 import json
@@ -126,8 +126,16 @@ def read_revisions(
 ) -> pa.Table:
     """Return all revisions of the bars opened in [start, end), BAR_SCHEMA, sorted by symbol, time and known_at.
 
-    No `symbols` means all of them.
+    No `symbols` means all of them. Waits for programs that are inserting bars: whatever they and others commit later is
+    recorded after everything returned. Raises TransientError when they do not end.
     """
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("lock table market_data in share mode")
+    except psycopg2.errors.LockNotAvailable as error:
+        raise TransientError(
+            "another program has inserted bars and not committed them for long: run again when it has ended"
+        ) from error
     query = _bars_query("market_data", start, end, symbols)
     parameters = {"timeframe": timeframe, "start": start, "end": end, "symbols": list(symbols)}
     return _copy_out(connection, SQL("{} order by symbol, time, known_at").format(query), parameters, BAR_SCHEMA)
@@ -262,7 +270,7 @@ def _append(connection: Connection, bars: pd.DataFrame) -> tuple[int, int]:
         cursor.execute(
             insert
             + SQL(
-                "greatest(clock_timestamp(), market_data_close(incoming.timeframe, incoming.time),"
+                "greatest(market_data_recorded_at(), market_data_close(incoming.timeframe, incoming.time),"
                 " stored.known_at + interval '1 microsecond')"
                 " from incoming join stored using (symbol, timeframe, time)"
                 " where (select row({new})) is distinct from (select row({old}))"

@@ -95,9 +95,15 @@ class FeastStore:
         with _quiet():
             self.store.materialize(start, end, feature_views=[TECHNICAL_FEATURES])
 
-    def training_rows(self, labels: pd.DataFrame) -> pd.DataFrame:
-        """Return `labels` (symbol, event_timestamp, ...) joined with the features as known at each event_timestamp."""
-        with _quiet():
+    def training_rows(self, labels: pd.DataFrame, as_of: datetime | None = None) -> pd.DataFrame:
+        """Return `labels` (symbol, event_timestamp, ...) joined with the features as known at each event_timestamp.
+
+        What was recorded after `as_of` (aware) does not exist; None means that everything does.
+        """
+        import_feast()
+        from mt5_crs_pipeline.adapters.asof_offline_store import as_of as seen_as_of
+
+        with _quiet(), seen_as_of(as_of):
             job = self.store.get_historical_features(
                 entity_df=labels, features=self.store.get_feature_service(DIRECTION_MODEL)
             )

@@ -19,7 +19,7 @@ OLDER_ROWS: Final = 200
 
 
 def parity_of_lake(lake: Lake, months: Sequence[str]) -> Parity:
-    """Compare the newest row of every symbol in `months`, random older ones and old versions with fresh computations."""
+    """Compare the newest row of every symbol in `months`, older rows and old versions with fresh computations."""
     rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
     return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _revisions(lake, months), PIPELINE_FEATURES)

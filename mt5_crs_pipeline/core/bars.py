@@ -89,9 +89,7 @@ def close_time(time: pd.Series, timeframe: str) -> pd.Series:
     return closes
 
 
-def reject_reasons(
-    bars: pd.DataFrame, timeframe: str, now: datetime, key: Sequence[str] = KEY_COLUMNS
-) -> pd.Series:
+def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime, key: Sequence[str] = KEY_COLUMNS) -> pd.Series:
     """Say for each row why it is no valid closed bar, or None where it is one.
 
     `bars` has BAR_COLUMNS of one timeframe, `now` is aware. The first rule that fails gives the reason.

@@ -73,9 +73,7 @@ def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig 
     return together.sort_values(["symbol", "time", KNOWN_AT, RECORDED_AT], kind="stable", ignore_index=True)
 
 
-def _versions(
-    frame: pd.DataFrame, stretches: list[Stretch], timeframe: str, config: FeatureConfig
-) -> pd.DataFrame:
+def _versions(frame: pd.DataFrame, stretches: list[Stretch], timeframe: str, config: FeatureConfig) -> pd.DataFrame:
     """Return the versions that `stretches` of `frame` lead to."""
     starts = np.cumsum([0, *(len(stretch.rows) for stretch in stretches)])
     bars = frame.take(np.concatenate([stretch.rows for stretch in stretches])).reset_index(drop=True)

@@ -33,8 +33,8 @@ FEATURES_CHECK = dg.AssetCheckSpec(
     "features_are_complete_against_bars",
     asset="technical_features",
     blocking=True,
-    description="Every bar has feature rows, each version once; in the latest a feature is missing only where the symbol's"
-    " history is too short.",
+    description="Every bar has feature rows, each version once; in the latest a feature is missing only where the"
+    " symbol's history is too short.",
 )
 PARITY_CHECK = dg.AssetCheckSpec(
     "features_equal_a_fresh_computation",

@@ -25,7 +25,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def closed(bars: pd.DataFrame) -> pd.DataFrame:
     closes = close_time(bars["time"], "D1")
-    return bars.assign(known_at=closes, event_timestamp=closes)
+    return bars.assign(known_at=closes, recorded_at=closes, event_timestamp=closes)
 
 
 def table_of(bars: pd.DataFrame) -> pa.Table:

@@ -4,7 +4,6 @@ import math
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -18,12 +17,11 @@ from mt5_crs_pipeline.core.bars import (
     check_timeframe,
     close_time,
     is_valid_symbol,
-    known_after,
     month_of,
     reject_reasons,
 )
 from mt5_crs_pipeline.core.errors import ConfigurationError
-from tests.core.samples import NOW, bars_of, random_bars, real_bars
+from tests.core.samples import NOW, bars_of, real_bars
 
 NAN, INF = math.nan, math.inf
 
@@ -290,20 +288,6 @@ def test_prices_are_scaled_by_the_adjusted_close_where_there_is_one() -> None:
 def test_without_an_adjusted_close_prices_stay() -> None:
     bars = bars_of({}).drop(columns="adjusted_close")
     pd.testing.assert_frame_equal(adjusted(bars), bars)
-
-
-@pytest.mark.parametrize("lookback", [1, 2, 5, 50])
-def test_features_are_known_when_the_last_of_their_bars_was(lookback: int) -> None:
-    bars = random_bars(("A", "B"), 40)
-    late = np.random.default_rng(3).integers(0, 10**12, len(bars)) + 7
-    bars["known_at"] = bars["time"] + pd.to_timedelta(late, unit="us").as_unit("us")
-    expected = []
-    for row in bars.itertuples():
-        own = bars[(bars["symbol"] == row.symbol) & (bars["time"] <= row.time)].sort_values("time")
-        expected.append(max(own["known_at"].tolist()[-lookback:]))
-    result = known_after(bars, lookback)
-    assert result.dtype == "datetime64[us, UTC]"
-    assert result.tolist() == expected
 
 
 def test_the_month_is_that_of_utc() -> None:

@@ -16,12 +16,13 @@ CONFIG = FeatureConfig(("close_over_ema_5", "volume_change", "rsi_14", "day_of_w
 
 @pytest.fixture(scope="module")
 def bars() -> pd.DataFrame:
-    return random_bars(length=90)
+    closes = (bars := random_bars(length=90))["time"] + pd.Timedelta(days=1).as_unit("us")
+    return bars.assign(known_at=closes, recorded_at=closes)
 
 
 @pytest.fixture
 def stored(bars: pd.DataFrame) -> pd.DataFrame:
-    return bars[["symbol", "time"]].join(feature_frame(bars, CONFIG))
+    return bars[["symbol", "time", "recorded_at"]].join(feature_frame(bars, CONFIG))
 
 
 def test_what_was_computed_at_once_is_equal_row_by_row(bars: pd.DataFrame, stored: pd.DataFrame) -> None:
@@ -64,7 +65,7 @@ def test_a_bar_that_was_corrected_afterwards_is_different_in_every_row_it_reache
     corrected = bars.copy()
     corrected.loc[40, "close"] *= 1.01
     means = FeatureConfig(("sma_20",))
-    parity = compare(bars[["symbol", "time"]].join(feature_frame(bars, means)), corrected, means)
+    parity = compare(bars[["symbol", "time", "recorded_at"]].join(feature_frame(bars, means)), corrected, means)
     # The bar itself and the nineteen after it.
     assert parity.different == 20
 

@@ -1,5 +1,6 @@
 """Versions of feature rows: what a brute-force replay of history gives, and nothing of the future in any of them."""
 
+import itertools
 import time
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_bars_before_all_others_reach_the_windows_that_were_short() -> None:
     rows = feature_rows(pd.concat([older, bars[40:]], ignore_index=True), "D1", WIDE)
     twice = rows[rows.duplicated(["symbol", "time"], keep=False)]
     assert twice["time"].drop_duplicates().tolist() == bars["time"][40 : 40 + WIDE.lookback - 1].tolist()
-    assert rows["is_complete"].sum() == (60 - WIDE.lookback + 1) + (20 - WIDE.lookback + 1 if WIDE.lookback <= 20 else 0)
+    assert rows["is_complete"].sum() == 60 - WIDE.lookback + 1
 
 
 def test_a_version_that_was_superseded_when_it_was_recorded_changes_nothing() -> None:
@@ -162,7 +163,7 @@ def test_the_maximum_of_a_window_stays_in_its_segment(width: int) -> None:
     starts = np.array([0, 7, 8, 60])
     expected = [
         max(values[max(place + 1 - width, start) : place + 1])
-        for start, end in zip(starts[:-1], starts[1:], strict=True)
+        for start, end in itertools.pairwise(starts)
         for place in range(start, end)
     ]
     assert window_maximum(values, starts, width).tolist() == expected

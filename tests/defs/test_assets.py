@@ -162,16 +162,18 @@ def test_a_late_bar_changes_its_own_month_and_those_its_features_reach(stores: S
     }
 
 
-def test_a_correction_replaces_the_bar_and_the_old_version_stays_in_the_table(
-    stores: Stores, settings: Settings
-) -> None:
+def test_a_correction_is_exported_beside_the_version_before_it(stores: Stores, settings: Settings) -> None:
     materialize(stores, BARS)
     (old,) = bars_of("AAPL", "2012-05-15", "2012-05-16").to_dict("records")
     insert(settings, "2012-05-15", (old["open"], old["high"], old["low"], old["low"]))
-    materialize(stores, BARS, "2012-05", "2012-05")
+    told = materialize(stores, BARS, "2012-05", "2012-05")
     month = pd.read_parquet(stores.lake.file(MARKET_DATA, "2012-05"))
-    (new,) = month[(month["symbol"] == "AAPL") & (month["time"] == old["time"])].to_dict("records")
-    assert new["close"] == old["low"]
+    first, second = month[(month["symbol"] == "AAPL") & (month["time"] == old["time"])].to_dict("records")
+    assert (first["close"], second["close"]) == (old["close"], old["low"])
+    assert first["known_at"] == first["event_timestamp"] < first["recorded_at"] < second["recorded_at"]
+    assert second["recorded_at"] <= second["known_at"]
+    for asset in ("market_data", "market_data_parquet"):
+        assert metadata(told, asset)["dagster/row_count"] == metadata(told, asset)["bars"] + 1 == len(month)
     versions = execute(
         settings, "select close from market_data where symbol = 'AAPL' and time = '2012-05-15' order by known_at"
     )

@@ -6,7 +6,14 @@ import dagster as dg
 
 from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
-from mt5_crs_pipeline.core.bars import BAR_SCHEMA, CLOSED_BAR_SCHEMA, REVISION_KEY, closed_revisions, latest_revisions, reject_reasons
+from mt5_crs_pipeline.core.bars import (
+    BAR_SCHEMA,
+    CLOSED_BAR_SCHEMA,
+    REVISION_KEY,
+    closed_revisions,
+    latest_revisions,
+    reject_reasons,
+)
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, check_bars
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, window
@@ -46,10 +53,7 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
     metadata=column_schema(CLOSED_BAR_SCHEMA),
 )
 def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Valid revisions of closed bars as one sorted, checksummed Parquet file per month.
-
-    Bad rows go to quarantine with a reason, and the revision before stays valid.
-    """
+    """Valid revisions of closed bars as one sorted Parquet file per month; bad ones go to quarantine with a reason."""
     extracted = stores.lake.read(EXTRACT, context.partition_keys, BAR_SCHEMA).to_pandas()
     reasons = reject_reasons(extracted, stores.timeframe, datetime.now(UTC), REVISION_KEY)
     # A bar that is still forming is not wrong; it comes with a later run.

@@ -49,16 +49,15 @@ class TrainingSetConfig(dg.Config):
 )
 def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Every closed label joined by Feast with the features known at its bar's close; rows in warm-up are left out."""
-    revisions = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
-    bars = latest_revisions(revisions, instant(config.as_of) if config.as_of else None)
+    bars = _bars_as_of(stores, config.as_of)
     # Not the clock: as of this instant the same rows come out whenever they are asked for.
-    as_of = bars["recorded_at"].max()
+    as_of = bars["recorded_at"].max().to_pydatetime()
     labels = labelled_bars(adjusted(bars), stores.timeframe)
     with stores.feast() as feast:
         rows = feast.training_rows(labels, as_of)
     complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
     if complete.empty:
-        longest = bars["symbol"].value_counts().max() if len(bars) else 0
+        longest = bars["symbol"].value_counts().max()
         raise InputError(
             f"no training rows: a row needs {PIPELINE_FEATURES.lookback} bars and the one after, the longest history"
             f" has {longest} bars; ingest more"
@@ -162,6 +161,15 @@ def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             else "none yet: the newest model answers, marked unproven",
         }
     )
+
+
+def _bars_as_of(stores: Stores, as_of: str | None) -> pd.DataFrame:
+    revisions = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+    bars = latest_revisions(revisions, None if as_of is None else instant(as_of))
+    if bars.empty:
+        since = f" as of {as_of}: the first was recorded at {revisions['recorded_at'].min()}" if len(revisions) else ""
+        raise InputError(f"no training rows: no bars are in the lake{since}")
+    return bars
 
 
 def _training_rows(stores: Stores) -> pd.DataFrame:
