@@ -1,6 +1,5 @@
 """Feature rows as they are stored: every version of every bar's row, stamped by when it was known and recorded."""
 
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -9,10 +8,11 @@ import pandas as pd
 import pyarrow as pa
 
 from mt5_crs_pipeline.core.bars import TIMESTAMP, adjusted, close_time
-from mt5_crs_pipeline.core.features import FeatureConfig, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
+from mt5_crs_pipeline.core.features.frames import unfilled, write_features
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
 from mt5_crs_pipeline.core.panel import Rows
-from mt5_crs_pipeline.core.revisions import Revisions, Stretch, microseconds, window_maximum
+from mt5_crs_pipeline.core.revisions import Revisions, States, microseconds, window_maximum
 
 # The one place that says which features the pipeline computes, stores, trains and predicts on.
 PIPELINE_FEATURES: Final = FeatureConfig.scale_free()
@@ -61,62 +61,46 @@ def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig 
     Prices are scaled by the adjusted close where there is one. Warm-up rows have NaN features and is_complete False.
     """
     history = Revisions(revisions, config.lookback)
-    bars = history.frame.take(history.latest).reset_index(drop=True)
-    disturbed = history.disturbed()
-    rows = _rows(bars, history.starts, bars["recorded_at"], timeframe, config)
-    if not disturbed.any():
-        return rows
-    parts = [rows[~disturbed]]
-    for stretches in _batches(history.stretches(disturbed)):
-        parts.append(_versions(history.frame, stretches, timeframe, config))
-    together = pd.concat(parts, ignore_index=True)
-    return together.sort_values(["symbol", "time", KNOWN_AT, RECORDED_AT], kind="stable", ignore_index=True)
-
-
-def _versions(frame: pd.DataFrame, stretches: list[Stretch], timeframe: str, config: FeatureConfig) -> pd.DataFrame:
-    """Return the versions that `stretches` of `frame` lead to."""
-    starts = np.cumsum([0, *(len(stretch.rows) for stretch in stretches)])
-    bars = frame.take(np.concatenate([stretch.rows for stretch in stretches])).reset_index(drop=True)
-    recorded = np.repeat([stretch.recorded_at for stretch in stretches], np.diff(starts))
-    rows = _rows(bars, starts, _times(recorded), timeframe, config)
-    wanted = [np.add(stretch.wanted, start) for stretch, start in zip(stretches, starts[:-1], strict=True)]
-    return rows.take(np.concatenate(wanted))
-
-
-def _rows(
-    bars: pd.DataFrame, starts: Rows, recorded_at: pd.Series, timeframe: str, config: FeatureConfig
-) -> pd.DataFrame:
-    """Return one row per bar; the windows of a segment of `bars`, which `starts` gives, reach into no other."""
-    segments = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-    features = feature_frame(adjusted(bars).assign(symbol=segments), config)
-    known = window_maximum(microseconds(bars[KNOWN_AT]), starts, config.lookback)
-    stamps = pd.DataFrame(
-        {
-            "symbol": bars["symbol"],
-            "time": bars["time"],
-            EVENT_TIMESTAMP: close_time(bars["time"], timeframe),
-            KNOWN_AT: _times(known),
-            RECORDED_AT: recorded_at,
-            IS_COMPLETE: features.notna().all(axis=1),
-        }
+    frame, known_at = history.frame, microseconds(history.frame[KNOWN_AT])
+    states = list(history.states(_BARS_AT_ONCE))
+    row = np.concatenate([state.rows[state.wanted] for state in states])
+    recorded = np.concatenate([state.recorded_at for state in states])
+    known = np.concatenate(
+        [window_maximum(known_at[state.rows], state.starts, config.lookback)[state.wanted] for state in states]
     )
-    return stamps.join(features)
+    order = np.lexsort((recorded, known, history.bar[row])) if len(states) > 1 else np.arange(len(row))
+    rows = _features(frame, states, order, config)
+    time = frame["time"].take(row[order]).reset_index(drop=True)
+    stamps = {
+        "symbol": frame["symbol"].take(row[order]).reset_index(drop=True),
+        "time": time,
+        EVENT_TIMESTAMP: close_time(time, timeframe),
+        KNOWN_AT: _times(known[order]),
+        RECORDED_AT: _times(recorded[order]),
+        IS_COMPLETE: rows.notna().all(axis=1),
+    }
+    # A join would copy every feature.
+    for at, (name, column) in enumerate(stamps.items()):
+        rows.insert(at, name, column)
+    return rows
+
+
+def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: FeatureConfig) -> pd.DataFrame:
+    """Return the features of all windows of `states` over rows of `frame`, in `order`."""
+    values = unfilled(len(config.features), len(order))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    bars = adjusted(frame)
+    windows = 0
+    for state in states:
+        destination = np.full(len(state.rows), -1)
+        destination[state.wanted] = place[windows : windows + len(state.wanted)]
+        windows += len(state.wanted)
+        segments = np.repeat(np.arange(len(state.starts) - 1), np.diff(state.starts))
+        write_features(bars.take(state.rows).assign(symbol=segments), config, values, destination)
+    return pd.DataFrame(values.T, columns=get_feature_names(config), copy=False)
 
 
 def _times(microseconds_utc: npt.NDArray[np.int64]) -> pd.Series:
     times: pd.Series = pd.Series(microseconds_utc.astype("datetime64[us]")).dt.tz_localize("UTC")
     return times
-
-
-def _batches(stretches: Iterator[Stretch]) -> Iterator[list[Stretch]]:
-    """Yield `stretches` in lists of about as many bars as are computed at once."""
-    batch: list[Stretch] = []
-    bars = 0
-    for stretch in stretches:
-        batch.append(stretch)
-        bars += len(stretch.rows)
-        if bars >= _BARS_AT_ONCE:
-            yield batch
-            batch, bars = [], 0
-    if batch:
-        yield batch
