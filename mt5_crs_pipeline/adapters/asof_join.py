@@ -42,10 +42,13 @@ def newest_known(
     ).drop_nulls(_ROW)
     if ttl is not None:
         found = found.filter(pl.col(_TIME) - pl.col(EVENT) <= ttl)
-    positions = np.full(len(questions), -1, dtype=np.int64)
+    answered = np.zeros(len(questions), dtype=np.bool_)
+    answered[found["question"].to_numpy()] = True
+    # In polars' own index type, which it gathers by at once.
+    positions = np.zeros(len(questions), dtype=np.uint32)
     positions[found["question"].to_numpy()] = found[_ROW].to_numpy()
     answer = pl.Series(positions)
-    return answer.set(answer < 0, None)
+    return answer if answered.all() else answer.set(pl.Series(~answered), None)
 
 
 def newest(rows: pl.DataFrame, keys: Sequence[str]) -> Indices:
