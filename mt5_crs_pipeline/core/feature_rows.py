@@ -1,5 +1,6 @@
 """Feature rows as they are stored: every version of every bar's row, stamped by when it was known and recorded."""
 
+from datetime import datetime
 from typing import Final
 
 import numpy as np
@@ -83,6 +84,16 @@ def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig 
     for at, (name, column) in enumerate(stamps.items()):
         rows.insert(at, name, column)
     return rows
+
+
+def known_at_close(rows: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
+    """Return symbol and event_timestamp of the rows of which a version recorded by `as_of` was known at the close.
+
+    `rows` has symbol, event_timestamp, known_at and recorded_at. History that is loaded after a correction inside its
+    windows has no such version: point-in-time reads at those closes give the features of an earlier bar.
+    """
+    there = rows[(rows[KNOWN_AT] <= rows[EVENT_TIMESTAMP]) & (rows[RECORDED_AT] <= as_of)]
+    return there[["symbol", EVENT_TIMESTAMP]].drop_duplicates(ignore_index=True)
 
 
 def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: FeatureConfig) -> pd.DataFrame:

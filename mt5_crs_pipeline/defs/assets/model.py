@@ -11,14 +11,21 @@ from pydantic import Field
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
-from mt5_crs_pipeline.adapters.lake import MARKET_DATA, parquet_bytes, read_parquet
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.model_store import Bundle
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
-from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, training_schema
+from mt5_crs_pipeline.core.feature_rows import (
+    KNOWN_AT,
+    PIPELINE_FEATURES,
+    RECORDED_AT,
+    feature_schema,
+    known_at_close,
+    training_schema,
+)
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
 from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance, model_version, out_of_sample_predictions
@@ -53,8 +60,12 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
     # Not the clock: as of this instant the same rows come out whenever they are asked for.
     as_of = bars["recorded_at"].max().to_pydatetime()
     labels = labelled_bars(adjusted(bars), stores.timeframe)
+    stamps = ["symbol", EVENT_TIMESTAMP, KNOWN_AT, RECORDED_AT]
+    months = stores.lake.months(TECHNICAL_FEATURES)
+    features = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), stamps).to_pandas()
+    answerable = labels.merge(known_at_close(features, as_of))
     with stores.feast() as feast:
-        rows = feast.training_rows(labels, as_of)
+        rows = feast.training_rows(answerable, as_of)
     complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
     if complete.empty:
         longest = bars["symbol"].value_counts().max()
@@ -72,6 +83,7 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
             as_of=as_of.isoformat(),
             data_fingerprint=sha256(stores.lake.training_set),
             rows_left_out_in_warm_up=len(rows) - len(complete),
+            rows_left_out_as_known_later=len(labels) - len(answerable),
         ),
         check_results=[check_training_rows(stores.lake)],
     )
