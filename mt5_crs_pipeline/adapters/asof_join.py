@@ -1,9 +1,9 @@
 """Which row was the newest known one, for many questions at once: polars' as-of join on keys and times alone.
 
 Two times matter for a row: what it is about (event), and when it could be known. Seen from a moment t, the answer is
-the newest row (latest event, of its versions the last recorded) among those with event <= t and known <= t. A row *takes
-over* at the later of its two times; sorted by that, a row that is older than one that has taken over before it is never
-an answer, and what is left needs a single inequality: the last row that took over at or before t.
+the newest row (latest event, of its versions the last recorded) among those with event <= t and known <= t. A row
+*takes over* at the later of its two times; sorted by that, a row that is older than one that has taken over before it
+is never an answer, and what is left needs a single inequality: the last row that took over at or before t.
 """
 
 from collections.abc import Sequence
