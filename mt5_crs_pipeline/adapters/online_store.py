@@ -1,0 +1,253 @@
+"""Feast's online store, written so that nothing older replaces anything newer and every correction arrives.
+
+Stock Feast gives neither: its PostgreSQL writer lets an older window replace newer rows, its Redis writer skips a
+corrected row of equal event time, and two runs at once may interleave. Here one run at a time compares and writes.
+What is stored has Feast's own format, so `get_online_features` reads it.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg2.extensions import cursor as Cursor  # noqa: N812 - the type, beside variables called cursor
+from psycopg2.sql import SQL, Composed, Identifier
+
+from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, connected
+from mt5_crs_pipeline.core.feature_rows import KNOWN_AT, feature_schema
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.core.online import StoredRow
+
+# Of the versions of a symbol's rows the newest is the last in this order, of those columns that there are.
+_VERSION_ORDER: Final = (EVENT_TIMESTAMP, KNOWN_AT, "recorded_at")
+# Any number does, as long as every writer of this package uses the same one.
+_WRITER_LOCK: Final = 0x6D7435
+# Half-empty pages: a row's new version fits beside the old one, so that no index entry has to be made for it.
+_FILL_PERCENT: Final = 45
+
+
+@dataclass(frozen=True)
+class OnlineWrite:
+    """What came of a write: event timestamps (UTC) by symbol, of what was written and of what a newer row held off."""
+
+    written: dict[str, datetime]
+    left_alone: dict[str, datetime]
+
+
+def newest_rows(rows: pa.Table) -> pa.Table:
+    """Return the newest version of every symbol's newest row, sorted by symbol; all columns as they are."""
+    order = [name for name in _VERSION_ORDER if name in rows.column_names]
+    keys = pl.DataFrame(pl.from_arrow(rows.select(["symbol", *order]))).with_row_index("row")
+    newest = keys.sort(order, maintain_order=True).group_by("symbol").last().sort("symbol")
+    return rows.take(newest["row"].to_arrow())
+
+
+def newest_in_lake(lake: Lake, months: Sequence[str]) -> pa.Table:
+    """Return the newest version of the newest feature row in `months` of every symbol that has one, sorted by symbol.
+
+    Read from the last month back, a month at a time, and whole only where a symbol has its first row.
+    """
+    found = [feature_schema().empty_table()]
+    seen = pa.array([], pa.string())
+    for month in sorted(months, reverse=True):
+        symbols = lake.read(TECHNICAL_FEATURES, [month], feature_schema(), ["symbol"])["symbol"]
+        if not pc.all(pc.is_in(symbols, seen), min_count=0).as_py():
+            rows = newest_rows(lake.read(TECHNICAL_FEATURES, [month], feature_schema()))
+            found.append(rows.filter(pc.invert(pc.is_in(rows["symbol"], seen))))
+            seen = pa.concat_tables(found)["symbol"].combine_chunks()
+    return pa.concat_tables(found).sort_by("symbol")
+
+
+class OnlineStore:
+    """The online rows of one feature view with the entity `symbol` and `names` as Float64 features.
+
+    `store` is a feast.FeatureStore on the database at `url`, with its online store there or in Redis.
+    """
+
+    def __init__(self, store: Any, view: str, names: Sequence[str], url: str) -> None:
+        self._store = store
+        self._view = store.get_feature_view(view)
+        self._names = list(names)
+        self._url = url
+        self._in_redis = store.config.online_store.type == "redis"
+
+    def prepare(self) -> None:
+        """Make rewriting rows cheap; a second call changes nothing."""
+        if self._in_redis:
+            return
+        setting = f"fillfactor={_FILL_PERCENT}"
+        with connected(self._url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                "select %s = any(reloptions) from pg_class where oid = to_regclass(%s)",
+                (setting, f'{FEAST_SCHEMA}."{self._table_name()}"'),
+            )
+            if cursor.fetchone() != (True,):
+                cursor.execute(SQL("alter table {} set (" + setting + ")").format(self._table()))
+
+    def write(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
+        """Write the newest row per symbol of `candidates`, except where the store holds one of a later event time.
+
+        `candidates` returns rows with symbol, event_timestamp, known_at (and recorded_at), all UTC, and the features;
+        NaN and null are stored as missing. It is called under the lock that all writers of this view share, so that
+        rows read before a correction never replace it. Symbols that are not among the rows are not touched.
+        """
+        with connected(self._url) as connection, connection.cursor() as cursor:
+            cursor.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_WRITER_LOCK, self._table_name()))
+            newest = newest_rows(candidates())
+            times = dict(zip(newest["symbol"].to_pylist(), newest[EVENT_TIMESTAMP].to_pylist(), strict=True))
+            # A session that the server ended holds no lock any more: the query then fails, before anything is written.
+            stored = self._stored_times(cursor, list(times))
+            chosen = [symbol not in stored or stored[symbol] <= time for symbol, time in times.items()]
+            if any(chosen):
+                rows = newest.filter(pa.array(chosen))
+                self._write_redis(rows) if self._in_redis else self._write_postgres(cursor, rows)
+        pairs = list(zip(times.items(), chosen, strict=True))
+        return OnlineWrite(
+            written=dict(pair for pair, is_written in pairs if is_written),
+            left_alone=dict(pair for pair, is_written in pairs if not is_written),
+        )
+
+    def read(self, symbols: Sequence[str]) -> list[StoredRow]:
+        """Return what is stored of each of `symbols`, in their order, whatever its age; a missing value is NaN."""
+        found = self._store._get_provider().online_read(
+            self._store.config, self._view, [_entity_key(symbol) for symbol in symbols], list(self._names)
+        )
+        return [self._stored_row(symbol, *row) for symbol, row in zip(symbols, found, strict=True)]
+
+    def _stored_row(self, symbol: str, time: datetime | None, values: dict[str, Any] | None) -> StoredRow:
+        # The Redis store says 1970 where it has nothing.
+        if time is None or values is None or not time.timestamp():
+            return StoredRow(symbol, None, {})
+        doubles = {
+            name: value.double_val if value.HasField("double_val") else math.nan for name, value in values.items()
+        }
+        return StoredRow(symbol, time.astimezone(UTC), {name: doubles.get(name, math.nan) for name in self._names})
+
+    def _stored_times(self, cursor: Cursor, symbols: list[str]) -> dict[str, datetime]:
+        """Return the event timestamp of what is stored of each symbol, of those that have anything."""
+        if self._in_redis:
+            cursor.execute("select 1")
+            return {row.symbol: row.event_timestamp for row in self.read(symbols) if row.event_timestamp is not None}
+        by_key = {self._key(symbol): symbol for symbol in symbols}
+        # Of all features: a view that has changed holds some that are no longer, or not yet, among the names.
+        query = SQL("select entity_key, max(event_ts) from {} where entity_key = any(%s) group by entity_key")
+        cursor.execute(query.format(self._table()), (list(by_key),))
+        return {by_key[bytes(key)]: time for key, time in cursor.fetchall()}
+
+    def _write_redis(self, rows: pa.Table) -> None:
+        """Write `rows` by Feast's own writer, without its comparison, which loses corrections."""
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        config = self._store.config
+        unconditional = config.online_store.model_copy(update={"skip_dedup": True})
+        columns = [rows[name].to_pylist() for name in self._names]
+        data = [
+            (
+                _entity_key(symbol),
+                {
+                    name: Value() if value is None or math.isnan(value) else Value(double_val=value)
+                    for name, value in zip(self._names, values, strict=True)
+                },
+                time,
+                known_at,
+            )
+            for symbol, time, known_at, *values in zip(
+                rows["symbol"].to_pylist(),
+                rows[EVENT_TIMESTAMP].to_pylist(),
+                rows[KNOWN_AT].to_pylist(),
+                *columns,
+                strict=True,
+            )
+        ]
+        self._store._get_provider().online_write_batch(
+            config.model_copy(update={"online_store": unconditional}), self._view, data, None
+        )
+
+    def _write_postgres(self, cursor: Cursor, rows: pa.Table) -> None:
+        """Write `rows` in the transaction of `cursor`: one line per symbol to the server, which unfolds them in place.
+
+        Feast's writer sends a statement for each value, and rewrites both indexes for each: several times the work.
+        """
+        cursor.execute(
+            "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
+            " value bytea, value_text text[]) on commit drop"
+        )
+        cursor.copy_expert("copy candidate from stdin", self._lines(rows))
+        cursor.execute(self._unfolded(_UPDATE), (self._names,))
+        if cursor.rowcount < rows.num_rows * len(self._names):
+            cursor.execute(self._unfolded(_INSERT), (self._names,))
+
+    def _lines(self, rows: pa.Table) -> io.StringIO:
+        """Return one line per row for COPY: entity key, event and created time, values as Feast encodes and shows them.
+
+        The encoding of a double is a prefix and its eight bytes, whatever the double.
+        """
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        prefix = Value(double_val=1.0).SerializeToString()[:-8]
+        values = np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
+        encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
+        encoded["prefix"], encoded["double"] = prefix, values
+        texts = [["NULL" if value != value else repr(value) for value in row] for row in values.tolist()]
+        return io.StringIO(
+            "\n".join(
+                f"\\\\x{self._key(symbol).hex()}\t{time.isoformat()}\t{known_at.isoformat()}\t"
+                f"\\\\x{double.tobytes().hex()}\t{{{','.join(text)}}}"
+                for symbol, time, known_at, double, text in zip(
+                    rows["symbol"].to_pylist(),
+                    rows[EVENT_TIMESTAMP].to_pylist(),
+                    rows[KNOWN_AT].to_pylist(),
+                    encoded,
+                    texts,
+                    strict=True,
+                )
+            )
+        )
+
+    def _unfolded(self, statement: str) -> Composed:
+        return SQL(statement).format(table=self._table(), value=SQL(_VALUE))
+
+    def _table(self) -> Identifier:
+        return Identifier(FEAST_SCHEMA, self._table_name())
+
+    def _table_name(self) -> str:
+        from feast.infra.online_stores.helpers import compute_table_id
+
+        name: str = compute_table_id(self._store.config.project, self._view)
+        return name
+
+    def _key(self, symbol: str) -> bytes:
+        from feast.infra.key_encoding_utils import serialize_entity_key
+
+        key: bytes = serialize_entity_key(_entity_key(symbol), self._store.config.entity_key_serialization_version)
+        return key
+
+
+# Nine bytes for each double; a missing value is an empty message.
+_VALUE: Final = "case when c.value_text[i] is null then ''::bytea else substring(c.value from 9 * i::int - 8 for 9) end"
+_UPDATE: Final = (
+    "update {table} as stored set value = {value}, value_text = c.value_text[i], vector_value = null,"
+    " event_ts = c.event_ts, created_ts = c.created_ts"
+    " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
+    " where stored.entity_key = c.entity_key and stored.feature_name = name"
+)
+_INSERT: Final = (
+    "insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
+    " select c.entity_key, name, {value}, c.value_text[i], c.event_ts, c.created_ts"
+    " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
+    " on conflict (entity_key, feature_name) do nothing"
+)
+
+
+def _entity_key(symbol: str) -> Any:
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    return EntityKey(join_keys=["symbol"], entity_values=[Value(string_val=symbol)])
