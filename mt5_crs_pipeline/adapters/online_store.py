@@ -7,7 +7,7 @@ What is stored has Feast's own format, so `get_online_features` reads it.
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -27,6 +27,7 @@ from mt5_crs_pipeline.core.online import StoredRow
 
 # Of the versions of a symbol's rows the newest is the last in this order, of those columns that there are.
 _VERSION_ORDER: Final = (EVENT_TIMESTAMP, KNOWN_AT, "recorded_at")
+_UTC_WITHOUT_ZONE: Final = pa.timestamp("us")
 # Any number does, as long as every writer of this package uses the same one.
 _WRITER_LOCK: Final = 0x6D7435
 # Half-empty pages: a row's new version fits beside the old one, so that no index entry has to be made for it.
@@ -102,23 +103,23 @@ class OnlineStore:
             cursor.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_WRITER_LOCK, self._table_name()))
             newest = newest_rows(candidates())
             times = dict(zip(newest["symbol"].to_pylist(), newest[EVENT_TIMESTAMP].to_pylist(), strict=True))
+            keys = self._keys(times)
             # A session that the server ended holds no lock any more: the query then fails, before anything is written.
-            stored = self._stored_times(cursor, list(times))
+            stored = self._stored_times(cursor, keys)
             chosen = [symbol not in stored or stored[symbol] <= time for symbol, time in times.items()]
             if any(chosen):
                 rows = newest.filter(pa.array(chosen))
-                self._write_redis(rows) if self._in_redis else self._write_postgres(cursor, rows)
+                self._write_redis(rows) if self._in_redis else self._write_postgres(cursor, keys, rows)
         pairs = list(zip(times.items(), chosen, strict=True))
         return OnlineWrite(
             written=dict(pair for pair, is_written in pairs if is_written),
             left_alone=dict(pair for pair, is_written in pairs if not is_written),
         )
 
-    def read(self, symbols: Sequence[str]) -> list[StoredRow]:
+    def read(self, symbols: Collection[str]) -> list[StoredRow]:
         """Return what is stored of each of `symbols`, in their order, whatever its age; a missing value is NaN."""
-        found = self._store._get_provider().online_read(
-            self._store.config, self._view, [_entity_key(symbol) for symbol in symbols], list(self._names)
-        )
+        keys = [_entity_key(symbol) for symbol in symbols]
+        found = self._store._get_provider().online_read(self._store.config, self._view, keys, self._names.copy())
         return [self._stored_row(symbol, *row) for symbol, row in zip(symbols, found, strict=True)]
 
     def _stored_row(self, symbol: str, time: datetime | None, values: dict[str, Any] | None) -> StoredRow:
@@ -130,47 +131,33 @@ class OnlineStore:
         }
         return StoredRow(symbol, time.astimezone(UTC), {name: doubles.get(name, math.nan) for name in self._names})
 
-    def _stored_times(self, cursor: Cursor, symbols: list[str]) -> dict[str, datetime]:
+    def _stored_times(self, cursor: Cursor, keys: dict[str, bytes]) -> dict[str, datetime]:
         """Return the event timestamp of what is stored of each symbol, of those that have anything."""
         if self._in_redis:
             cursor.execute("select 1")
-            return {row.symbol: row.event_timestamp for row in self.read(symbols) if row.event_timestamp is not None}
-        by_key = {self._key(symbol): symbol for symbol in symbols}
+            return {row.symbol: row.event_timestamp for row in self.read(keys) if row.event_timestamp is not None}
+        symbols = {key: symbol for symbol, key in keys.items()}
         # Of all features: a view that has changed holds some that are no longer, or not yet, among the names.
         query = SQL("select entity_key, max(event_ts) from {} where entity_key = any(%s) group by entity_key")
-        cursor.execute(query.format(self._table()), (list(by_key),))
-        return {by_key[bytes(key)]: time for key, time in cursor.fetchall()}
+        cursor.execute(query.format(self._table()), (list(symbols),))
+        return {symbols[bytes(key)]: time for key, time in cursor.fetchall()}
 
     def _write_redis(self, rows: pa.Table) -> None:
         """Write `rows` by Feast's own writer, without its comparison, which loses corrections."""
         from feast.protos.feast.types.Value_pb2 import Value
 
-        config = self._store.config
-        unconditional = config.online_store.model_copy(update={"skip_dedup": True})
-        columns = [rows[name].to_pylist() for name in self._names]
-        data = [
-            (
-                _entity_key(symbol),
-                {
-                    name: Value() if value is None or math.isnan(value) else Value(double_val=value)
-                    for name, value in zip(self._names, values, strict=True)
-                },
-                time,
-                known_at,
-            )
-            for symbol, time, known_at, *values in zip(
-                rows["symbol"].to_pylist(),
-                rows[EVENT_TIMESTAMP].to_pylist(),
-                rows[KNOWN_AT].to_pylist(),
-                *columns,
-                strict=True,
-            )
-        ]
-        self._store._get_provider().online_write_batch(
-            config.model_copy(update={"online_store": unconditional}), self._view, data, None
-        )
+        config = self._store.config.model_copy()
+        config._online_store = config.online_store.model_copy(update={"skip_dedup": True})
+        stamps = (rows[name].to_pylist() for name in ("symbol", EVENT_TIMESTAMP, KNOWN_AT))
+        data = []
+        for symbol, time, known_at, *values in zip(
+            *stamps, *(rows[name].to_pylist() for name in self._names), strict=True
+        ):
+            messages = [Value() if value is None or math.isnan(value) else Value(double_val=value) for value in values]
+            data.append((_entity_key(symbol), dict(zip(self._names, messages, strict=True)), time, known_at))
+        self._store._get_provider().online_write_batch(config, self._view, data, None)
 
-    def _write_postgres(self, cursor: Cursor, rows: pa.Table) -> None:
+    def _write_postgres(self, cursor: Cursor, keys: dict[str, bytes], rows: pa.Table) -> None:
         """Write `rows` in the transaction of `cursor`: one line per symbol to the server, which unfolds them in place.
 
         Feast's writer sends a statement for each value, and rewrites both indexes for each: several times the work.
@@ -179,12 +166,12 @@ class OnlineStore:
             "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
             " value bytea, value_text text[]) on commit drop"
         )
-        cursor.copy_expert("copy candidate from stdin", self._lines(rows))
+        cursor.copy_expert("copy candidate from stdin", self._lines(keys, rows))
         cursor.execute(self._unfolded(_UPDATE), (self._names,))
         if cursor.rowcount < rows.num_rows * len(self._names):
             cursor.execute(self._unfolded(_INSERT), (self._names,))
 
-    def _lines(self, rows: pa.Table) -> io.StringIO:
+    def _lines(self, keys: dict[str, bytes], rows: pa.Table) -> io.StringIO:
         """Return one line per row for COPY: entity key, event and created time, values as Feast encodes and shows them.
 
         The encoding of a double is a prefix and its eight bytes, whatever the double.
@@ -195,19 +182,15 @@ class OnlineStore:
         values = np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
         encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
         encoded["prefix"], encoded["double"] = prefix, values
-        texts = [["NULL" if value != value else repr(value) for value in row] for row in values.tolist()]
+        times, known = (rows[name].cast(_UTC_WITHOUT_ZONE).cast("string") for name in (EVENT_TIMESTAMP, KNOWN_AT))
+        columns = zip(
+            rows["symbol"].to_pylist(), times.to_pylist(), known.to_pylist(), encoded, values.tolist(), strict=True
+        )
         return io.StringIO(
             "\n".join(
-                f"\\\\x{self._key(symbol).hex()}\t{time.isoformat()}\t{known_at.isoformat()}\t"
-                f"\\\\x{double.tobytes().hex()}\t{{{','.join(text)}}}"
-                for symbol, time, known_at, double, text in zip(
-                    rows["symbol"].to_pylist(),
-                    rows[EVENT_TIMESTAMP].to_pylist(),
-                    rows[KNOWN_AT].to_pylist(),
-                    encoded,
-                    texts,
-                    strict=True,
-                )
+                f"\\\\x{keys[symbol].hex()}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
+                f"\t{{{repr(numbers)[1:-1].replace('nan', 'NULL')}}}"
+                for symbol, time, known_at, doubles, numbers in columns
             )
         )
 
@@ -223,11 +206,11 @@ class OnlineStore:
         name: str = compute_table_id(self._store.config.project, self._view)
         return name
 
-    def _key(self, symbol: str) -> bytes:
+    def _keys(self, symbols: Iterable[str]) -> dict[str, bytes]:
         from feast.infra.key_encoding_utils import serialize_entity_key
 
-        key: bytes = serialize_entity_key(_entity_key(symbol), self._store.config.entity_key_serialization_version)
-        return key
+        version = self._store.config.entity_key_serialization_version
+        return {symbol: serialize_entity_key(_entity_key(symbol), version) for symbol in symbols}
 
 
 # Nine bytes for each double; a missing value is an empty message.
