@@ -107,9 +107,11 @@ class OnlineStore:
             # A session that the server ended holds no lock any more: the query then fails, before anything is written.
             stored = self._stored_times(cursor, keys)
             chosen = [symbol not in stored or stored[symbol] <= time for symbol, time in times.items()]
-            if any(chosen):
-                rows = newest.filter(pa.array(chosen))
-                self._write_redis(rows) if self._in_redis else self._write_postgres(cursor, keys, rows)
+            rows = newest.filter(pa.array(chosen, pa.bool_()))
+            if rows.num_rows and self._in_redis:
+                self._write_redis(rows)
+            elif rows.num_rows:
+                self._write_postgres(cursor, keys, rows)
         pairs = list(zip(times.items(), chosen, strict=True))
         return OnlineWrite(
             written=dict(pair for pair, is_written in pairs if is_written),
