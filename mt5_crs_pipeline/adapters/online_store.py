@@ -7,7 +7,7 @@ What is stored has Feast's own format, so `get_online_features` reads it.
 
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -102,20 +102,12 @@ class OnlineStore:
         with connected(self._url) as connection, connection.cursor() as cursor:
             cursor.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_WRITER_LOCK, self._table_name()))
             newest = newest_rows(candidates())
-            times = dict(zip(newest["symbol"].to_pylist(), newest[EVENT_TIMESTAMP].to_pylist(), strict=True))
-            keys = self._keys(times)
-            # A session that the server ended holds no lock any more: the query then fails, before anything is written.
-            stored = self._stored_times(cursor, keys)
-            chosen = [symbol not in stored or stored[symbol] <= time for symbol, time in times.items()]
-            rows = newest.filter(pa.array(chosen, pa.bool_()))
-            if rows.num_rows and self._in_redis:
-                self._write_redis(rows)
-            elif rows.num_rows:
-                self._write_postgres(cursor, keys, rows)
-        pairs = list(zip(times.items(), chosen, strict=True))
+            write = self._write_redis if self._in_redis else self._write_postgres
+            held_off = write(cursor, newest) if newest.num_rows else set()
+        times = dict(zip(newest["symbol"].to_pylist(), newest[EVENT_TIMESTAMP].to_pylist(), strict=True))
         return OnlineWrite(
-            written=dict(pair for pair, is_written in pairs if is_written),
-            left_alone=dict(pair for pair, is_written in pairs if not is_written),
+            written={symbol: time for symbol, time in times.items() if symbol not in held_off},
+            left_alone={symbol: time for symbol, time in times.items() if symbol in held_off},
         )
 
     def read(self, symbols: Collection[str]) -> list[StoredRow]:
@@ -133,51 +125,55 @@ class OnlineStore:
         }
         return StoredRow(symbol, time.astimezone(UTC), {name: doubles.get(name, math.nan) for name in self._names})
 
-    def _stored_times(self, cursor: Cursor, keys: dict[str, bytes]) -> dict[str, datetime]:
-        """Return the event timestamp of what is stored of each symbol, of those that have anything."""
-        if self._in_redis:
-            cursor.execute("select 1")
-            return {row.symbol: row.event_timestamp for row in self.read(keys) if row.event_timestamp is not None}
-        symbols = {key: symbol for symbol, key in keys.items()}
-        # Of all features: a view that has changed holds some that are no longer, or not yet, among the names.
-        query = SQL("select entity_key, max(event_ts) from {} where entity_key = any(%s) group by entity_key")
-        cursor.execute(query.format(self._table()), (list(symbols),))
-        return {symbols[bytes(key)]: time for key, time in cursor.fetchall()}
-
-    def _write_redis(self, rows: pa.Table) -> None:
-        """Write `rows` by Feast's own writer, without its comparison, which loses corrections."""
+    def _write_redis(self, cursor: Cursor, rows: pa.Table) -> set[str]:
+        """Write `rows` by Feast's own writer, without its comparison, which loses corrections; return whom a newer row
+        held off.
+        """
         from feast.protos.feast.types.Value_pb2 import Value
 
+        stored = {row.symbol: row.event_timestamp for row in self.read(rows["symbol"].to_pylist())}
+        # A session that the server ended holds no lock any more: this fails then, before anything is written.
+        cursor.execute("select 1")
         config = self._store.config.model_copy()
         config._online_store = config.online_store.model_copy(update={"skip_dedup": True})
         stamps = (rows[name].to_pylist() for name in ("symbol", EVENT_TIMESTAMP, KNOWN_AT))
-        data = []
+        data, held_off = [], set()
         for symbol, time, known_at, *values in zip(
             *stamps, *(rows[name].to_pylist() for name in self._names), strict=True
         ):
+            there = stored[symbol]
+            if there is not None and there > time:
+                held_off.add(symbol)
+                continue
             messages = [Value() if value is None or math.isnan(value) else Value(double_val=value) for value in values]
             data.append((_entity_key(symbol), dict(zip(self._names, messages, strict=True)), time, known_at))
         self._store._get_provider().online_write_batch(config, self._view, data, None)
+        return held_off
 
-    def _write_postgres(self, cursor: Cursor, keys: dict[str, bytes], rows: pa.Table) -> None:
-        """Write `rows` in the transaction of `cursor`: one line per symbol to the server, which unfolds them in place.
+    def _write_postgres(self, cursor: Cursor, rows: pa.Table) -> set[str]:
+        """Write `rows` in the transaction of `cursor`; return whom a newer row held off.
 
-        Feast's writer sends a statement for each value, and rewrites both indexes for each: several times the work.
+        One line per symbol goes to the server, which unfolds it in place. Feast's writer sends a statement for each
+        value, and rewrites both indexes for each: several times the work.
         """
         cursor.execute(
-            "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
+            "create temp table candidate (row integer, entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
             " value bytea, value_text text[]) on commit drop"
         )
-        cursor.copy_expert("copy candidate from stdin", self._lines(keys, rows))
-        cursor.execute(self._unfolded(_UPDATE), (self._names,))
-        if cursor.rowcount < rows.num_rows * len(self._names):
-            cursor.execute(self._unfolded(_INSERT), (self._names,))
+        cursor.copy_expert("copy candidate from stdin", self._lines(rows))
+        cursor.execute(self._statement(_HOLD_OFF))
+        held_off = {rows["symbol"][row].as_py() for (row,) in cursor.fetchall()}
+        cursor.execute(self._statement(_UPDATE), (self._names,))
+        if cursor.rowcount < (rows.num_rows - len(held_off)) * len(self._names):
+            cursor.execute(self._statement(_INSERT), (self._names,))
+        return held_off
 
-    def _lines(self, keys: dict[str, bytes], rows: pa.Table) -> io.StringIO:
-        """Return one line per row for COPY: entity key, event and created time, values as Feast encodes and shows them.
+    def _lines(self, rows: pa.Table) -> io.StringIO:
+        """Return a line per row for COPY: its number, entity key, event and created time, values as Feast has them.
 
         The encoding of a double is a prefix and its eight bytes, whatever the double.
         """
+        from feast.infra.key_encoding_utils import serialize_entity_key
         from feast.protos.feast.types.Value_pb2 import Value
 
         prefix = Value(double_val=1.0).SerializeToString()[:-8]
@@ -185,18 +181,18 @@ class OnlineStore:
         encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
         encoded["prefix"], encoded["double"] = prefix, values
         times, known = (rows[name].cast(_UTC_WITHOUT_ZONE).cast("string") for name in (EVENT_TIMESTAMP, KNOWN_AT))
-        columns = zip(
-            rows["symbol"].to_pylist(), times.to_pylist(), known.to_pylist(), encoded, values.tolist(), strict=True
-        )
+        version = self._store.config.entity_key_serialization_version
+        keys = [serialize_entity_key(_entity_key(symbol), version).hex() for symbol in rows["symbol"].to_pylist()]
+        columns = zip(keys, times.to_pylist(), known.to_pylist(), encoded, values.tolist(), strict=True)
         return io.StringIO(
             "\n".join(
-                f"\\\\x{keys[symbol].hex()}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
+                f"{row}\t\\\\x{key}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
                 f"\t{{{repr(numbers)[1:-1].replace('nan', 'NULL')}}}"
-                for symbol, time, known_at, doubles, numbers in columns
+                for row, (key, time, known_at, doubles, numbers) in enumerate(columns)
             )
         )
 
-    def _unfolded(self, statement: str) -> Composed:
+    def _statement(self, statement: str) -> Composed:
         return SQL(statement).format(table=self._table(), value=SQL(_VALUE))
 
     def _table(self) -> Identifier:
@@ -208,15 +204,15 @@ class OnlineStore:
         name: str = compute_table_id(self._store.config.project, self._view)
         return name
 
-    def _keys(self, symbols: Iterable[str]) -> dict[str, bytes]:
-        from feast.infra.key_encoding_utils import serialize_entity_key
-
-        version = self._store.config.entity_key_serialization_version
-        return {symbol: serialize_entity_key(_entity_key(symbol), version) for symbol in symbols}
-
 
 # Nine bytes for each double; a missing value is an empty message.
 _VALUE: Final = "case when c.value_text[i] is null then ''::bytea else substring(c.value from 9 * i::int - 8 for 9) end"
+_HOLD_OFF: Final = (
+    # By the times of all features: a view that has changed holds some that are no longer, or not yet, among the names.
+    "delete from candidate as c where exists"
+    " (select from {table} as stored where stored.entity_key = c.entity_key and stored.event_ts > c.event_ts)"
+    " returning c.row"
+)
 _UPDATE: Final = (
     "update {table} as stored set value = {value}, value_text = c.value_text[i], vector_value = null,"
     " event_ts = c.event_ts, created_ts = c.created_ts"
