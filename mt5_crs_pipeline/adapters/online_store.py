@@ -104,7 +104,7 @@ class OnlineStore:
             newest = newest_rows(candidates())
             write = self._write_redis if self._in_redis else self._write_postgres
             held_off = write(cursor, newest) if newest.num_rows else set()
-        times = dict(zip(newest["symbol"].to_pylist(), newest[EVENT_TIMESTAMP].to_pylist(), strict=True))
+        times = dict(zip(newest["symbol"].to_pylist(), _datetimes(newest[EVENT_TIMESTAMP]), strict=True))
         return OnlineWrite(
             written={symbol: time for symbol, time in times.items() if symbol not in held_off},
             left_alone={symbol: time for symbol, time in times.items() if symbol in held_off},
@@ -126,9 +126,7 @@ class OnlineStore:
         return StoredRow(symbol, time.astimezone(UTC), {name: doubles.get(name, math.nan) for name in self._names})
 
     def _write_redis(self, cursor: Cursor, rows: pa.Table) -> set[str]:
-        """Write `rows` by Feast's own writer, without its comparison, which loses corrections; return whom a newer row
-        held off.
-        """
+        """Write `rows` by Feast's own writer without its comparison; return whom a newer row held off."""
         from feast.protos.feast.types.Value_pb2 import Value
 
         stored = {row.symbol: row.event_timestamp for row in self.read(rows["symbol"].to_pylist())}
@@ -136,11 +134,10 @@ class OnlineStore:
         cursor.execute("select 1")
         config = self._store.config.model_copy()
         config._online_store = config.online_store.model_copy(update={"skip_dedup": True})
-        stamps = (rows[name].to_pylist() for name in ("symbol", EVENT_TIMESTAMP, KNOWN_AT))
+        stamps = rows["symbol"].to_pylist(), _datetimes(rows[EVENT_TIMESTAMP]), _datetimes(rows[KNOWN_AT])
+        columns = [rows[name].to_pylist() for name in self._names]
         data, held_off = [], set()
-        for symbol, time, known_at, *values in zip(
-            *stamps, *(rows[name].to_pylist() for name in self._names), strict=True
-        ):
+        for symbol, time, known_at, *values in zip(*stamps, *columns, strict=True):
             there = stored[symbol]
             if there is not None and there > time:
                 held_off.add(symbol)
@@ -225,6 +222,11 @@ _INSERT: Final = (
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " on conflict (entity_key, feature_name) do nothing"
 )
+
+
+def _datetimes(column: pa.ChunkedArray) -> list[datetime]:
+    """Return microsecond UTC timestamps as aware datetimes; Arrow's own conversion takes a hundred times as long."""
+    return [time.replace(tzinfo=UTC) for time in column.to_numpy().tolist()]
 
 
 def _entity_key(symbol: str) -> Any:
