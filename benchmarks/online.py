@@ -1,6 +1,6 @@
 """The online store side by side with stock Feast: writing the newest rows of 1,000 symbols, and reading one.
 
-Run `python benchmarks/online.py`; it starts its own PostgreSQL server in a temporary folder, takes about half a minute and
+Run `python benchmarks/online.py`; it starts its own PostgreSQL server in a temporary folder, takes half a minute and
 prints medians and ratios. Stock writes with `store.materialize` and reads with `store.get_online_features`. Both write
 the same window of the same Parquet files, each into a project of its own, after other values of the same symbols. What
 is read back is compared to the bit.
@@ -102,9 +102,7 @@ def write_side_by_side(symbols: int, repeats: int, lake: Lake, ours: OnlineStore
     first = {name: values.pop(0) for name, values in taken.items()}
     for name, values in taken.items():
         median, best = statistics.median(values) * 1e3, min(values) * 1e3
-        print(
-            f"  {name:<6} median {median:.1f} ms, best {best:.1f} ms; the first, into nothing, {first[name] * 1e3:.1f} ms"
-        )
+        print(f"  {name:<6} median {median:.1f} ms, best {best:.1f} ms; into nothing {first[name] * 1e3:.1f} ms")
     medians, bests = ([what(taken[name]) for name in ("stock", "ours")] for what in (statistics.median, min))
     print(f"  stock / ours: {medians[0] / medians[1]:.1f} by medians, {bests[0] / bests[1]:.1f} by the best")
 
