@@ -33,7 +33,7 @@ def child_environment(settings: Settings, url: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
         **environment,
-        **feast_environment(url, settings.timeframe),
+        **feast_environment(url, settings.timeframe, settings.redis_url.get_secret_value()),
         "MT5_CRS_HOME": str(settings.home),
         "DAGSTER_HOME": str(settings.dagster_home),
         # The months that a run materializes are written at once per asset: a tenth of the time.

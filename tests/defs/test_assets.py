@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
@@ -22,6 +23,7 @@ from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import booster, card, predictions
 from tests.commands import hashes
+from tests.conftest import REDIS_PASSWORD
 from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
 
 BARS = [market_data, market_data_parquet]
@@ -108,6 +110,48 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     again = materialize(stores, [*ALL_FEATURES, *MODEL])
     assert {path: path.stat().st_mtime_ns for path in settings.home.rglob("*") if path.is_file()} == before
     assert metadata(again, "market_data_parquet")["files_changed"] == 0
+
+
+def test_months_go_online_in_any_order_and_the_newest_row_stays(stores: Stores) -> None:
+    materialize(stores, FEATURES)
+    may, june, year = (
+        metadata(materialize(stores, [feast_online_store], first, last), "feast_online_store")
+        for first, last in (("2012-05", "2012-05"), ("2012-06", "2012-06"), (FIRST, LAST))
+    )
+    for told, until in ((may, "2012-06-01"), (june, "2012-07-01"), (year, "2013-01-01")):
+        expected = {
+            symbol: bars_of(symbol, "2012-01-01", until)["time"].max() + pd.Timedelta(days=1) for symbol in SYMBOLS
+        }
+        assert told["newest"] == {symbol: time.isoformat() for symbol, time in expected.items()}
+        assert (told["dagster/row_count"], told["left_alone"]) == (len(SYMBOLS), 0)
+    again = metadata(materialize(stores, [feast_online_store], "2012-05", "2012-05"), "feast_online_store")
+    assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), {})
+    nothing = metadata(materialize(stores, [feast_online_store], "2001-01", "2001-01"), "feast_online_store")
+    assert (nothing["dagster/row_count"], nothing["left_alone"]) == (0, 0)
+
+
+def test_with_a_redis_url_the_online_rows_are_there_and_the_password_is_nowhere(
+    stores: Stores, settings: Settings, redis_url: str
+) -> None:
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        with_redis = Stores(settings.model_copy(update={"redis_url": SecretStr(redis_url)}))
+        result = materialize(with_redis, ALL_FEATURES)
+        assert client.dbsize() == metadata(result, "feast_online_store")["dagster/row_count"] == len(SYMBOLS)
+    assert execute(settings, "select to_regclass('feast.mt5_crs_d1_technical_features')") == [(None,)]
+    told = "\n".join(str(event) for event in result.all_events)
+    assert "feast_online_store" in told and REDIS_PASSWORD not in told and redis_url not in told
+
+
+def test_a_redis_that_does_not_answer_fails_its_asset_in_one_line(stores: Stores, settings: Settings) -> None:
+    nobody = Stores(settings.model_copy(update={"redis_url": SecretStr("redis://:t0p-s3cret@127.0.0.1:1")}))
+    result = materialize(nobody, ALL_FEATURES, succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failure.step_key == "feast_online_store"
+    assert failure.step_failure_data.error.cause.cls_name == "DatabaseUnavailableError"
+    assert "t0p-s3cret" not in "\n".join(str(event) for event in result.all_events)
 
 
 def test_every_month_is_told_its_own_rows(stores: Stores) -> None:
