@@ -1,7 +1,6 @@
 """What Feast knows: one entity, two views, one service, all generated from the feature module."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
@@ -10,9 +9,8 @@ from feast.types import Float64
 from mt5_crs_pipeline.core.bars import VALUE_COLUMNS
 from mt5_crs_pipeline.core.feature_rows import KNOWN_AT, PIPELINE_FEATURES
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.core.online import TIME_TO_LIVE
 from mt5_crs_pipeline.settings import load_settings
-
-TIME_TO_LIVE = timedelta(days=30)
 
 
 @dataclass(frozen=True)

@@ -153,13 +153,19 @@ def ingest(files: tuple[Path, ...], as_json: bool, **options: Any) -> None:
 
 
 @commands.command(epilog="Example: MT5_CRS_TIMEFRAME=H1 mt5-crs retrain")
+@click.option(
+    "--as-of",
+    metavar="TIME",
+    help="Train on what was recorded by then, for example 2026-01-31T18:00:00+00:00 (default: on everything).",
+)
 @JSON_OPTION
-def retrain(as_json: bool) -> None:
+def retrain(as_of: str | None, as_json: bool) -> None:
     """Run the daily_retrain job now, over every month that has bars: features, model, evaluation, verdict."""
     from mt5_crs_pipeline.adapters.database import Database
+    from mt5_crs_pipeline.core.bars import instant
 
     settings = load_settings()
-    result = _retrain(settings, Database(settings))
+    result = _retrain(settings, Database(settings), instant(as_of) if as_of is not None else None)
     if as_json:
         click.echo(json.dumps(result))
     else:
@@ -249,11 +255,11 @@ def execute(command: tuple[str, ...]) -> None:
     sys.exit(code)
 
 
-def _retrain(settings: Settings, database: Any) -> dict[str, Any]:
+def _retrain(settings: Settings, database: Any, as_of: datetime | None = None) -> dict[str, Any]:
     """Run the job and return what the newest model is worth."""
     with _step("loading Dagster"):
         from mt5_crs_pipeline.runner import newest_result, retrain
-    retrain(settings, database, lambda text: click.echo(text, err=True))
+    retrain(settings, database, lambda text: click.echo(text, err=True), as_of)
     return newest_result(settings)
 
 

@@ -56,13 +56,17 @@ def _database(url: str, timeframe: str) -> str:
 
 
 def _registry(url: str, settings: Settings) -> str:
-    with contextlib.closing(FeastStore(url, settings.timeframe, settings.lake)) as store:
+    with contextlib.closing(_feast(url, settings)) as store:
         registered = store.registered_feature_set()
     if registered is None:
         return "nothing applied yet"
     if registered != PIPELINE_FEATURES.feature_set_hash:
         raise PipelineError(f"holds feature set {registered[:12]}, the code computes another: run `mt5-crs retrain`")
     return f"feature set {registered[:12]}"
+
+
+def _feast(url: str, settings: Settings) -> FeastStore:
+    return FeastStore(url, settings.timeframe, settings.lake, settings.redis_url.get_secret_value())
 
 
 def _lake(lake: Lake) -> str:
@@ -78,7 +82,7 @@ def _stored_features(lake: Lake) -> str:
 
 def _online_features(url: str, settings: Settings) -> str:
     lake = Lake(settings.lake)
-    with contextlib.closing(FeastStore(url, settings.timeframe, settings.lake)) as store:
+    with contextlib.closing(_feast(url, settings)) as store:
         if store.registered_feature_set() is None:
             return "nothing applied yet"
         return _equal(parity_of_online_store(store, lake, lake.months(TECHNICAL_FEATURES)))

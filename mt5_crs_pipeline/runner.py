@@ -5,6 +5,7 @@ import importlib.resources
 import os
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def child_environment(settings: Settings, url: str) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
         **environment,
-        **feast_environment(url, settings.timeframe),
+        **feast_environment(url, settings.timeframe, settings.redis_url.get_secret_value()),
         "MT5_CRS_HOME": str(settings.home),
         "DAGSTER_HOME": str(settings.dagster_home),
         # The months that a run materializes are written at once per asset: a tenth of the time.
@@ -86,9 +87,10 @@ def end_orphans(instance: dg.DagsterInstance, daemon_lives: bool) -> int:
     return len(orphans)
 
 
-def retrain(settings: Settings, database: Database, say: Callable[[str], None]) -> None:
+def retrain(settings: Settings, database: Database, say: Callable[[str], None], as_of: datetime | None = None) -> None:
     """Run `daily_retrain` over all months that have bars, in this process, after runs that are at work already.
 
+    With `as_of` the model is trained on what was recorded by then.
     Raises InputError when there are none, and what the failed step raised, in one line.
     """
     from mt5_crs_pipeline.definitions import defs
@@ -103,12 +105,16 @@ def retrain(settings: Settings, database: Database, say: Callable[[str], None]) 
             say(f"  planning {len(months)} months, {months[0]} to {months[-1]}")
             result = job.execute_in_process(
                 instance=instance,
-                run_config={"loggers": {"console": {}}},
+                run_config={"loggers": {"console": {}}, **_training_config(as_of)},
                 tags={**range_tags(months[0], months[-1]), PROCESS_TAG: own_process()},
                 raise_on_error=False,
             )
     if not result.success:
         raise PipelineError(failure(result))
+
+
+def _training_config(as_of: datetime | None) -> dict[str, Any]:
+    return {"ops": {"training_set": {"config": {"as_of": as_of.isoformat()}}}} if as_of else {}
 
 
 def newest_result(settings: Settings) -> dict[str, Any]:

@@ -3,20 +3,25 @@
 import itertools
 import os
 import re
+import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg2
 import pytest
 
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.settings import ENVIRONMENT_PREFIX, Settings
-from tests.commands import short_folder, succeed
+from tests.commands import comes_true, short_folder, succeed
 
 # As the command line does: on a busy machine XGBoost's threads would spin while they wait for each other.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
+# Of characters that mean something in URLs, YAML, JSON and Feast's connection strings.
+REDIS_PASSWORD = 't0p-s3cret,"={#@/:'
 _numbers = itertools.count(1)
 
 
@@ -53,6 +58,35 @@ def database_url(server: str) -> Iterator[str]:
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings of a state folder and database of the test's own, for daily bars."""
     return Settings(home=tmp_path / "home", database_url=database_url)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a running Redis server that asks for a password; skips loudly where none is installed."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("SKIPPED LOUDLY: no redis-server is installed")
+    import redis
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("redis")
+    options = {"bind": "127.0.0.1", "port": port, "requirepass": REDIS_PASSWORD, "dir": folder, "save": ""}
+    command = [program, *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+
+        def answers() -> bool:
+            try:
+                return bool(client.ping())
+            except redis.ConnectionError:
+                return False
+
+        try:
+            with redis.Redis(port=port, password=REDIS_PASSWORD) as client:
+                assert comes_true(answers, timeout_s=20)
+            yield f"redis://:{quote(REDIS_PASSWORD, safe='')}@127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="session")

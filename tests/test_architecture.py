@@ -19,7 +19,8 @@ TREES = {
 }
 OURS = ("mt5_crs_pipeline", "feature_repo")
 # They cost seconds, or exist on Windows only: whoever needs them imports them inside the function.
-SLOW = {"feast", "matplotlib", "xgboost", "MetaTrader5"}
+SLOW = {"feast", "matplotlib", "redis", "xgboost", "MetaTrader5"}
+FEAST_PLUGIN = "mt5_crs_pipeline.adapters.asof_"
 
 
 def within(module: str, *packages: str) -> bool:
@@ -139,7 +140,10 @@ def test_no_module_imports_itself_over_others() -> None:
 
 @pytest.mark.parametrize("module", sorted(module for module in TREES if within(module, "mt5_crs_pipeline")))
 def test_slow_libraries_are_imported_where_they_are_used(module: str) -> None:
-    assert not third_party(module, in_functions=False) & SLOW
+    # Feast loads its plugin when it is running already; the rest of the package may only do so inside functions.
+    plugin = module.startswith(FEAST_PLUGIN)
+    assert not third_party(module, in_functions=False) & (SLOW - {"feast"} if plugin else SLOW)
+    assert plugin or not any(name.startswith(FEAST_PLUGIN) for name in imports(module, in_functions=False))
 
 
 @pytest.mark.parametrize("module", sorted(TREES))

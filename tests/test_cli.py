@@ -240,6 +240,18 @@ def test_retrain_without_bars_names_the_next_step(mt5_crs: Command, monkeypatch:
     mt5_crs("retrain").fails(1, "TSLA", "mt5-crs ingest")
 
 
+@pytest.mark.parametrize("time", ["2026-01-31T18:00:00", "soon", "", "2026-02-30T00:00:00Z"])
+def test_retrain_as_of_what_is_no_instant_is_bad_usage(mt5_crs: Command, time: str) -> None:
+    mt5_crs("retrain", "--as-of", time).fails(2, repr(time), "with its offset, for example 2026-01-31T18:00:00+00:00")
+
+
+def test_retrain_as_of_a_time_before_the_first_bar_came_names_both(settings: Settings, tmp_path: Path) -> None:
+    url = settings.database_url.get_secret_value()
+    run(settings.home, "ingest", bars_file(tmp_path, last="2012-01-20"), DATABASE_URL=url)
+    done = run(settings.home, "retrain", "--as-of", "2012-06-01T02:00:00+02:00", DATABASE_URL=url, START="2012-01")
+    Answer(done.returncode, done.stdout, done.stderr).fails(1, "as of 2012-06-01T00:00:00+00:00", "was recorded at")
+
+
 def test_retrain_from_after_the_last_bar_names_both(
     mt5_crs: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -46,9 +46,9 @@ KEYS = ["symbol", "timeframe", "time"]
 VALUES = ["open", "high", "low", "close", "adjusted_close", "volume", "real_volume", "spread"]
 FEATURES = list(FeatureConfig.scale_free().features)
 COLUMNS = {
-    "market_data": [*KEYS, *VALUES, "known_at"],
-    "market_data_parquet": [*KEYS, *VALUES, "known_at", "event_timestamp"],
-    "technical_features": ["symbol", "time", "event_timestamp", "known_at", "is_complete", *FEATURES],
+    "market_data": [*KEYS, *VALUES, "known_at", "recorded_at"],
+    "market_data_parquet": [*KEYS, *VALUES, "known_at", "recorded_at", "event_timestamp"],
+    "technical_features": ["symbol", "time", "event_timestamp", "known_at", "recorded_at", "is_complete", *FEATURES],
     "training_set": ["symbol", "event_timestamp", "label_time", "target", *FEATURES],
 }
 
@@ -129,14 +129,14 @@ def test_a_table_shows_its_columns(name: str) -> None:
     assert [column.name for column in column_schema(name).columns] == COLUMNS[name]
     types = {column.name: column.type for column in column_schema(name).columns}
     kinds = {"symbol": "string", "timeframe": "string", "is_complete": "bool"}
-    times = ("time", "known_at", "event_timestamp", "label_time")
+    times = ("time", "known_at", "recorded_at", "event_timestamp", "label_time")
     kinds |= dict.fromkeys(times, "timestamp[us, tz=UTC]")
     assert types == {column: kinds.get(column, "double") for column in types}
 
 
 def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
     bars = random_bars(length=60)
-    bars["known_at"] = bars["time"] + timedelta(days=1)
+    bars["known_at"] = bars["recorded_at"] = bars["time"] + timedelta(days=1)
     lake = Lake(tmp_path / "lake")
     for month, part in bars.groupby(month_of(bars["time"])):
         lake.write(EXTRACT, str(month), pa.Table.from_pandas(part, schema=BAR_SCHEMA, preserve_index=False))

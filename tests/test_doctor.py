@@ -95,6 +95,18 @@ def test_an_unreachable_database_fails_its_line_and_the_files_are_examined_all_t
     assert found["lake"][0] and found["models"][0]
 
 
+@pytest.mark.parametrize("url", ["redis://:secret@127.0.0.1:1", "secret@127.0.0.1"], ids=["unreachable", "malformed"])
+def test_a_redis_that_cannot_be_used_fails_the_lines_that_need_it(demo_home: Path, url: str) -> None:
+    found = findings(demo_home, redis_url=url)
+    assert (
+        {"online features"}
+        <= {what for what, (ok, _) in found.items() if not ok}
+        <= {"online features", "feature registry"}
+    )
+    said = found["online features"][1]
+    assert "MT5_CRS_REDIS_URL" in said and "secret" not in said
+
+
 def test_a_new_state_folder_is_well_and_has_nothing(settings: Settings) -> None:
     found = findings(settings.home, database_url=settings.database_url.get_secret_value())
     assert all(ok for ok, _ in found.values()), found

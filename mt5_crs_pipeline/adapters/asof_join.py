@@ -1,9 +1,9 @@
 """Which row was the newest known one, for many questions at once: polars' as-of join on keys and times alone.
 
 Two times matter for a row: what it is about (event), and when it could be known. Seen from a moment t, the answer is
-the row with the latest event among those with event <= t and known <= t. A row *takes over* at the later of its two
-times; sorted by that, a row whose event is older than one that has taken over before it is never an answer, and what is
-left needs a single inequality: the last row that took over at or before t.
+the newest row (latest event, of its versions the last recorded) among those with event <= t and known <= t. A row
+*takes over* at the later of its two times; sorted by that, a row that is older than one that has taken over before it
+is never an answer, and what is left needs a single inequality: the last row that took over at or before t.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import polars as pl
 Indices = npt.NDArray[np.int64]
 
 EVENT, KNOWN, RECORDED = "event", "known", "recorded"
-# Later of equal events wins by these, in this order; the last in the source where all are equal.
-_VERSION = (EVENT, KNOWN, RECORDED)
+# Which of two rows is the newer: compared in this order, and by their place in the source where all are equal.
+_NEWER = (EVENT, RECORDED, KNOWN)
 _TIME, _ROW, _TAKES_OVER = "time", "row", "takes_over"
 
 
@@ -42,16 +42,18 @@ def newest_known(
     ).drop_nulls(_ROW)
     if ttl is not None:
         found = found.filter(pl.col(_TIME) - pl.col(EVENT) <= ttl)
-    positions = np.full(len(questions), -1, dtype=np.int64)
+    answered = np.zeros(len(questions), dtype=np.bool_)
+    answered[found["question"].to_numpy()] = True
+    # In polars' own index type, which it gathers by at once.
+    positions = np.zeros(len(questions), dtype=np.uint32)
     positions[found["question"].to_numpy()] = found[_ROW].to_numpy()
     answer = pl.Series(positions)
-    return answer.set(answer < 0, None)
+    return answer if answered.all() else answer.set(pl.Series(~answered), None)
 
 
 def newest(rows: pl.DataFrame, keys: Sequence[str]) -> Indices:
     """Return the positions, ascending, of the newest row of every key; columns as for `newest_known`."""
-    versions = [name for name in _VERSION if name in rows.columns]
-    ordered = rows.with_row_index(_ROW).drop_nulls([EVENT, *keys]).sort(versions, maintain_order=True)
+    ordered = _oldest_first(rows.with_row_index(_ROW).drop_nulls([EVENT, *keys]))
     last = ordered.unique(list(keys), keep="last") if keys else ordered.tail(1)
     return np.sort(last[_ROW].to_numpy()).astype(np.int64)
 
@@ -70,10 +72,13 @@ def _timeline(rows: pl.DataFrame, keys: Sequence[str], *, live: bool) -> pl.Data
     wanted = [*keys, _TAKES_OVER, EVENT, _ROW]
     if _is_timeline(frame, keys):
         return frame.select(wanted)
-    versions = [name for name in _VERSION if name in rows.columns]
-    ordered = frame.sort([_TAKES_OVER, *versions], maintain_order=True)
-    leading = pl.col(EVENT) >= (pl.col(EVENT).cum_max().over(keys) if keys else pl.col(EVENT).cum_max())
-    return ordered.filter(leading).select(wanted)
+    ordered = _oldest_first(frame).with_row_index("rank").sort(_TAKES_OVER, "rank")
+    newest_yet = pl.col("rank").cum_max()
+    return ordered.filter(pl.col("rank") == (newest_yet.over(keys) if keys else newest_yet)).select(wanted)
+
+
+def _oldest_first(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.sort([name for name in _NEWER if name in rows.columns], maintain_order=True)
 
 
 def _is_timeline(frame: pl.DataFrame, keys: Sequence[str]) -> bool:

@@ -79,8 +79,8 @@ class AsofOfflineStoreConfig(PostgreSQLConfig):  # type: ignore[misc]
     """A row counts from its created timestamp on. False: as stock stores, which do so on request only
     (`filter_by_created_timestamp`)."""
     recorded_timestamp_column: StrictStr | None = None
-    """When a row was written, where that is not its created timestamp; `as_of` goes by it, and of versions with equal
-    event and created timestamps the last recorded wins. Sources without the column are read as if it were not named."""
+    """When a row was written, where that is not its created timestamp: `as_of` goes by it, and of the versions of an
+    event the last recorded wins. Sources without the column are read as if it were not named."""
     host: StrictStr = ""
     database: StrictStr = ""
     user: StrictStr = ""

@@ -1,4 +1,4 @@
-"""Bars in and out of PostgreSQL: append-only ingest with counts, reads of the latest revisions, and what changed."""
+"""Bars in and out of PostgreSQL: append-only ingest with counts, reads of revisions, and what changed."""
 
 import io
 import json
@@ -106,14 +106,8 @@ def read_latest(
 
     No `symbols` means all of them; `last` keeps only that many newest bars per symbol.
     """
-    conditions = [SQL("timeframe = %(timeframe)s")]
-    conditions += [SQL("time >= %(start)s")] if start else []
-    conditions += [SQL("time < %(end)s")] if end else []
-    conditions += [SQL("symbol = any(%(symbols)s)")] if symbols else []
-    columns = SQL(", ").join(map(Identifier, BAR_SCHEMA.names))
-    query = SQL("select {columns} from market_data_latest where {conditions}").format(
-        columns=columns, conditions=SQL(" and ").join(conditions)
-    )
+    columns = _names(BAR_SCHEMA.names)
+    query = _bars_query("market_data_latest", start, end, symbols)
     if last is not None:
         query = SQL(
             "select {columns} from (select *, row_number() over (partition by symbol order by time desc) as age"
@@ -121,6 +115,30 @@ def read_latest(
         ).format(columns=columns, query=query)
     parameters = {"timeframe": timeframe, "start": start, "end": end, "symbols": list(symbols), "last": last}
     return _copy_out(connection, SQL("{} order by symbol, time").format(query), parameters, BAR_SCHEMA)
+
+
+def read_revisions(
+    connection: Connection,
+    timeframe: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    symbols: Iterable[str] = (),
+) -> pa.Table:
+    """Return all revisions of the bars opened in [start, end), BAR_SCHEMA, sorted by symbol, time and known_at.
+
+    No `symbols` means all of them. Waits for programs that are inserting bars: whatever they and others commit later is
+    recorded after everything returned. Raises TransientError when they do not end.
+    """
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("lock table market_data in share mode")
+    except psycopg2.errors.LockNotAvailable as error:
+        raise TransientError(
+            "another program has inserted bars and not committed them for long: run again when it has ended"
+        ) from error
+    query = _bars_query("market_data", start, end, symbols)
+    parameters = {"timeframe": timeframe, "start": start, "end": end, "symbols": list(symbols)}
+    return _copy_out(connection, SQL("{} order by symbol, time, known_at").format(query), parameters, BAR_SCHEMA)
 
 
 def months_with_bars(connection: Connection, timeframe: str, symbols: Iterable[str] = ()) -> list[str]:
@@ -224,7 +242,7 @@ def _append(connection: Connection, bars: pd.DataFrame) -> tuple[int, int]:
     """Insert what is new and what differs from the latest revision; return both counts."""
     if bars.empty:
         return 0, 0
-    columns = SQL(", ").join(map(Identifier, BAR_COLUMNS))
+    columns = _names(BAR_COLUMNS)
     with connection.cursor() as cursor:
         cursor.execute("select pg_advisory_xact_lock(%s)", (WRITER_LOCK,))
         cursor.execute(
@@ -252,7 +270,7 @@ def _append(connection: Connection, bars: pd.DataFrame) -> tuple[int, int]:
         cursor.execute(
             insert
             + SQL(
-                "greatest(clock_timestamp(), market_data_close(incoming.timeframe, incoming.time),"
+                "greatest(market_data_recorded_at(), market_data_close(incoming.timeframe, incoming.time),"
                 " stored.known_at + interval '1 microsecond')"
                 " from incoming join stored using (symbol, timeframe, time)"
                 " where (select row({new})) is distinct from (select row({old}))"
@@ -271,6 +289,21 @@ def _append(connection: Connection, bars: pd.DataFrame) -> tuple[int, int]:
             )
         )
         return cursor.rowcount, revised
+
+
+def _bars_query(relation: str, start: datetime | None, end: datetime | None, symbols: Iterable[str]) -> Composed:
+    """Return the query for the BAR_SCHEMA columns of the bars opened in [start, end) in `relation`."""
+    conditions = [SQL("timeframe = %(timeframe)s")]
+    conditions += [SQL("time >= %(start)s")] if start else []
+    conditions += [SQL("time < %(end)s")] if end else []
+    conditions += [SQL("symbol = any(%(symbols)s)")] if symbols else []
+    return SQL("select {columns} from {relation} where {conditions}").format(
+        columns=_names(BAR_SCHEMA.names), relation=Identifier(relation), conditions=SQL(" and ").join(conditions)
+    )
+
+
+def _names(columns: Iterable[str]) -> Composed:
+    return SQL(", ").join(map(Identifier, columns))
 
 
 def _qualified(table: str) -> Composed:

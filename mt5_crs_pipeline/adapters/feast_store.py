@@ -1,4 +1,4 @@
-"""Feast: apply the definitions, materialize heads, point-in-time training rows, online reads.
+"""Feast: apply the definitions, write heads, point-in-time training rows, online reads.
 
 feast is imported inside the functions: it costs seconds that most processes need not pay.
 """
@@ -6,65 +6,96 @@ feast is imported inside the functions: it costs seconds that most processes nee
 import contextlib
 import importlib.resources
 import io
+import math
 import string
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import yaml
 from psycopg2.extensions import parse_dsn
 
 from mt5_crs_pipeline.adapters.feast_import import import_feast
+from mt5_crs_pipeline.adapters.online_store import OnlineStore, OnlineWrite
 from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, libpq_url, sqlalchemy_url
+from mt5_crs_pipeline.adapters.redis_address import feast_connection_string, one_line_redis_errors
+from mt5_crs_pipeline.core.errors import FeaturesNotStoredError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
+from mt5_crs_pipeline.core.online import OnlineFeatures, StoredRow, servable
 
 TECHNICAL_FEATURES = "technical_features"
 DIRECTION_MODEL = "direction_model"
+_NAMES = get_feature_names(PIPELINE_FEATURES)
 
 
-def feast_environment(url: str, timeframe: str) -> dict[str, str]:
-    """Return the variables that feature_store.yaml names, for the server at `url`; one Feast project per timeframe."""
-    parts = parse_dsn(libpq_url(url))
-    values = {
+def feast_environment(url: str, timeframe: str, redis_url: str = "") -> dict[str, str]:
+    """Return the variables that feature_store.yaml names, for the server at `url`; one Feast project per timeframe.
+
+    The online store is in Redis where there is a `redis_url`. Every value is YAML: no character of a password, which
+    some contain, can change the configuration's structure.
+    """
+    values: dict[str, str | dict[str, str]] = {
         "PROJECT": f"mt5_crs_{timeframe.lower()}",
         "REGISTRY": sqlalchemy_url(url, FEAST_SCHEMA),
-        "HOST": parts.get("host", "localhost"),
-        "PORT": parts.get("port", "5432"),
-        "DATABASE": parts.get("dbname", "postgres"),
-        "SCHEMA": FEAST_SCHEMA,
-        "USER": parts.get("user", "postgres"),
-        "PASSWORD": parts.get("password", ""),
-        "SSLMODE": parts.get("sslmode", "prefer"),
+        "ONLINE_STORE": _in_redis(redis_url) if redis_url else _in_postgres(url),
     }
-    return {f"MT5_CRS_FEAST_{name}": value for name, value in values.items()}
+    return {f"MT5_CRS_FEAST_{name}": _as_yaml(value) for name, value in values.items()}
+
+
+def _in_redis(redis_url: str) -> dict[str, str]:
+    return {"type": "redis", "connection_string": feast_connection_string(redis_url)}
+
+
+def _in_postgres(url: str) -> dict[str, str]:
+    parts = parse_dsn(libpq_url(url))
+    return {
+        "type": "postgres",
+        "host": parts.get("host", "localhost"),
+        "port": parts.get("port", "5432"),
+        "database": parts.get("dbname", "postgres"),
+        "db_schema": FEAST_SCHEMA,
+        "user": parts.get("user", "postgres"),
+        "password": parts.get("password", ""),
+        "sslmode": parts.get("sslmode", "prefer"),
+    }
+
+
+def _as_yaml(value: str | dict[str, str]) -> str:
+    """Return `value` as YAML in one line, every string in double quotes and ASCII."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, default_style='"', width=math.inf)
+    return text.strip()
 
 
 class FeastStore:
-    """The Feast feature store of one lake and one server."""
+    """The Feast feature store of one lake, one server and, for the online rows, perhaps a Redis server."""
 
-    def __init__(self, url: str, timeframe: str, lake: Path) -> None:
+    def __init__(self, url: str, timeframe: str, lake: Path, redis_url: str = "") -> None:
         self.lake = lake
-        self._environment = feast_environment(url, timeframe)
+        self._url = url
+        self._redis_url = redis_url
+        self._environment = feast_environment(url, timeframe, redis_url)
         self._store: Any = None
+        self._online: OnlineStore | None = None
 
     @property
     def store(self) -> Any:
         """The feast.FeatureStore, opened at first use."""
         if self._store is None:
             import_feast()
-            import yaml
             from feast import FeatureStore
             from feast.repo_config import RepoConfig
 
             folder = importlib.resources.files("feature_repo")
-            raw = yaml.safe_load(folder.joinpath("feature_store.yaml").read_text("utf-8"))
-            self._store = FeatureStore(
-                config=RepoConfig(repo_path=Path(str(folder)), **_filled_in(raw, self._environment))
-            )
+            text = folder.joinpath("feature_store.yaml").read_text("utf-8")
+            # As the feast command line does it: the text first, the values being YAML.
+            filled_in = yaml.safe_load(string.Template(text).substitute(self._environment))
+            self._store = FeatureStore(config=RepoConfig(repo_path=Path(str(folder)), **filled_in))
         return self._store
 
     def apply(self) -> dict[str, int]:
@@ -73,7 +104,10 @@ class FeastStore:
         from feature_repo.feature_definitions import build
 
         repository = build(self.lake)
-        self.store.apply(repository.objects())
+        with self._one_line_errors():
+            self.store.apply(repository.objects())
+        self._online = None
+        self._online_store().prepare()
         return {
             "entities": len(self.store.list_entities()),
             "feature views": len(self.store.list_feature_views()),
@@ -86,36 +120,45 @@ class FeastStore:
         views = {view.name: view for view in self.store.list_feature_views()}
         return views[TECHNICAL_FEATURES].tags.get("feature_set_hash") if TECHNICAL_FEATURES in views else None
 
-    def materialize(self, start: datetime, end: datetime) -> None:
-        """Write the newest row per symbol of those with event_timestamp in [start, end] to the online store.
+    def write_online(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
+        """Write the newest row per symbol of `candidates` to the online store, under the lock; see OnlineStore.write.
 
-        Stock stores write whatever comes, so `end` must reach the newest row of all: an older window alone would
-        put older values over newer ones.
+        Raises DatabaseUnavailableError or DatabaseRefusedError, in one line, when a server does not play along.
         """
-        with _quiet():
-            self.store.materialize(start, end, feature_views=[TECHNICAL_FEATURES])
+        with self._one_line_errors():
+            return self._online_store().write(candidates)
 
-    def training_rows(self, labels: pd.DataFrame) -> pd.DataFrame:
-        """Return `labels` (symbol, event_timestamp, ...) joined with the features as known at each event_timestamp."""
-        with _quiet():
+    def online_features(self, symbols: Sequence[str], now: datetime) -> list[OnlineFeatures]:
+        """Return what may be served of each of `symbols` at `now` (aware), in their order, or why nothing may.
+
+        A value that is expired, from the future, missing or not stored is never served: see core.online.servable.
+        """
+        return [servable(row, _NAMES, now) for row in self._stored_rows(symbols)]
+
+    def training_rows(self, labels: pd.DataFrame, as_of: datetime | None = None) -> pd.DataFrame:
+        """Return `labels` (symbol, event_timestamp, ...) joined with the features as known at each event_timestamp.
+
+        What was recorded after `as_of` (aware) does not exist; None means that everything does.
+        """
+        import_feast()
+        from mt5_crs_pipeline.adapters.asof_offline_store import as_of as seen_as_of
+
+        with _quiet(), seen_as_of(as_of):
             job = self.store.get_historical_features(
                 entity_df=labels, features=self.store.get_feature_service(DIRECTION_MODEL)
             )
-            rows: pd.DataFrame = job.to_df()[[*labels.columns, *get_feature_names(PIPELINE_FEATURES)]]
+            rows: pd.DataFrame = job.to_df()[[*labels.columns, *_NAMES]]
         return rows
 
     def online_rows(self, symbols: list[str]) -> pd.DataFrame:
-        """Return symbol, event_timestamp and the features of the newest materialized row; NaN where there is none."""
-        response = self.store.get_online_features(
-            features=[f"{TECHNICAL_FEATURES}:{name}" for name in get_feature_names(PIPELINE_FEATURES)],
-            entity_rows=[{"symbol": symbol} for symbol in symbols],
-        )
-        names = get_feature_names(PIPELINE_FEATURES)
-        rows: pd.DataFrame = response.to_df(include_event_timestamps=True)
-        # Feast gives seconds since 1970, and 0 where it has no row.
-        seconds = rows[f"{names[0]}__ts"]
-        time = pd.to_datetime(seconds.where(seconds > 0), unit="s", utc=True).dt.as_unit("us")
-        return rows[["symbol"]].assign(**{EVENT_TIMESTAMP: time}).join(rows[names].astype(float))
+        """Return symbol, event_timestamp and the features as stored, of any age; NaN where there is none.
+
+        For comparing what is stored. What serves predictions asks `online_features`.
+        """
+        rows = self._stored_rows(symbols)
+        time = pd.to_datetime(pd.Series([row.event_timestamp for row in rows]), utc=True).dt.as_unit("us")
+        values = pd.DataFrame([row.values for row in rows], columns=_NAMES, dtype=float)
+        return pd.DataFrame({"symbol": symbols, EVENT_TIMESTAMP: time}).join(values)
 
     def close(self) -> None:
         """Close the connections; Feast keeps them open and has no call of its own that does."""
@@ -123,9 +166,24 @@ class FeastStore:
             return
         self._store.registry.write_engine.dispose()
         online_store = self._store._get_provider().online_store
-        if online_store._conn is not None:
-            online_store._conn.close()
-        self._store = None
+        connection = online_store._client if self._redis_url else online_store._conn
+        if connection is not None:
+            connection.close()
+        self._store = self._online = None
+
+    def _stored_rows(self, symbols: Sequence[str]) -> list[StoredRow]:
+        with self._one_line_errors():
+            return self._online_store().read(symbols)
+
+    def _online_store(self) -> OnlineStore:
+        if self._online is None:
+            if self.registered_feature_set() is None:
+                raise FeaturesNotStoredError("no features are registered yet: run `mt5-crs retrain` first")
+            self._online = OnlineStore(self.store, TECHNICAL_FEATURES, _NAMES, self._url)
+        return self._online
+
+    def _one_line_errors(self) -> contextlib.AbstractContextManager[None]:
+        return one_line_redis_errors(self._redis_url) if self._redis_url else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -134,10 +192,3 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
-
-
-def _filled_in(node: Any, environment: dict[str, str]) -> Any:
-    """Replace ${NAME} in every string of a parsed YAML document, so that values cannot change its structure."""
-    if isinstance(node, dict):
-        return {key: _filled_in(value, environment) for key, value in node.items()}
-    return string.Template(node).substitute(environment) if isinstance(node, str) else node

@@ -8,35 +8,42 @@ import pandas as pd
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.adapters.versions import library_versions
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, month_of
 from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_schema
+from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, RECORDED_AT, feature_schema
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, compare, sample
 
-# Besides the newest row of every symbol.
+# Besides the newest row of every symbol; as many again of versions that were superseded.
 OLDER_ROWS: Final = 200
 
 
 def parity_of_lake(lake: Lake, months: Sequence[str]) -> Parity:
-    """Compare the newest stored row of every symbol in `months`, and random older ones, with fresh computations."""
+    """Compare the newest row of every symbol in `months`, older rows and old versions with fresh computations."""
     rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
-    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _bars(lake, months), PIPELINE_FEATURES)
+    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _revisions(lake, months), PIPELINE_FEATURES)
 
 
 def parity_of_online_store(feast: FeastStore, lake: Lake, months: Sequence[str]) -> Parity:
-    """Compare what the online store serves for every symbol in `months` with fresh computations of its newest bar."""
-    columns = ["symbol", "time", EVENT_TIMESTAMP]
-    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
-    newest = rows.sort_values(["symbol", "time"]).drop_duplicates("symbol", keep="last")
+    """Compare what the online store serves for every symbol in `months` with fresh computations of the bar it is of.
+
+    A row that is older than the symbol's newest one in `months`, or of no bar of the lake, counts as different.
+    """
+    if not months:
+        return NOTHING_COMPARED
+    columns = ["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]
+    from_first_on = [month for month in lake.months(TECHNICAL_FEATURES) if month >= min(months)]
+    rows = lake.read(TECHNICAL_FEATURES, from_first_on, feature_schema(), columns).to_pandas()
+    newest = rows[month_of(rows["time"]).isin(months)].groupby("symbol")[EVENT_TIMESTAMP].max()
     if newest.empty:
         return NOTHING_COMPARED
-    served = newest.merge(feast.online_rows(newest["symbol"].tolist()), on="symbol", suffixes=("", "_served"))
-    # A row of another bar has no counterpart, which counts as different.
-    stale = served[f"{EVENT_TIMESTAMP}_served"] != served[EVENT_TIMESTAMP]
-    served.loc[stale, "time"] = pd.NaT
-    return compare(served, _bars(lake, months), PIPELINE_FEATURES)
+    latest = rows.sort_values(RECORDED_AT, kind="stable").drop_duplicates(["symbol", "time"], keep="last")
+    served = feast.online_rows(newest.index.tolist())
+    served = served.merge(latest, on=["symbol", EVENT_TIMESTAMP], how="left")
+    served.loc[~(served[EVENT_TIMESTAMP] >= served["symbol"].map(newest)), "time"] = pd.NaT
+    oldest = min(month_of(served["time"].dropna()), default=min(months))
+    return compare(served, _revisions(lake, [month for month in from_first_on if month >= oldest]), PIPELINE_FEATURES)
 
 
 def certify(parity: Parity) -> dict[str, Any]:
@@ -55,5 +62,5 @@ def proof_for_training(lake: Lake) -> dict[str, Any]:
     return certify(parity)
 
 
-def _bars(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
+def _revisions(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
     return adjusted(lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA))

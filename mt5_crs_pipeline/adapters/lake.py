@@ -57,20 +57,26 @@ class Lake:
         paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
         return pa.concat_tables([wanted.empty_table(), *(_read_as(path, wanted) for path in paths)])
 
-    def read_with_history(self, stage: str, months: Sequence[str], rows_before: int, schema: pa.Schema) -> pd.DataFrame:
-        """Return the rows of `months` and, of earlier months, whole files until every symbol has `rows_before` rows."""
+    def read_with_history(self, stage: str, months: Sequence[str], bars_before: int, schema: pa.Schema) -> pd.DataFrame:
+        """Return the rows of `months` and, of earlier months, whole files until every symbol has `bars_before` bars.
+
+        The stage holds revisions of bars. A bar counts only when it was recorded before the first of the symbol's bars
+        in `months` was: so there is enough history for every state since.
+        """
         wanted: pd.DataFrame = self.read(stage, months, schema).to_pandas()
-        missing = dict.fromkeys(wanted["symbol"].unique(), rows_before)
+        missing = dict.fromkeys(wanted["symbol"].unique(), bars_before)
+        since = wanted.groupby("symbol")["recorded_at"].min()
         frames = [wanted]
         for month in reversed([month for month in self.months(stage) if month < min(months)]):
             if not missing:
                 break
             earlier = self.read(stage, [month], schema).to_pandas()
             frames.append(earlier)
-            for symbol, rows in earlier["symbol"].value_counts().items():
+            counted = earlier[earlier["recorded_at"] <= earlier["symbol"].map(since)]
+            for symbol, bars in counted.groupby("symbol")["time"].nunique().items():
                 if symbol in missing:
-                    missing[symbol] -= rows
-            missing = {symbol: rows for symbol, rows in missing.items() if rows > 0}
+                    missing[symbol] -= bars
+            missing = {symbol: bars for symbol, bars in missing.items() if bars > 0}
         together: pd.DataFrame = pd.concat(frames[::-1], ignore_index=True)
         return together
 

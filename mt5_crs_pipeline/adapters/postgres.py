@@ -11,7 +11,7 @@ import psycopg2.extensions
 import psycopg2.sql
 from psycopg2.extensions import parse_dsn
 
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, TIMEFRAME_MINUTES
+from mt5_crs_pipeline.core.bars import BAR_SCHEMA, TIMEFRAME_MINUTES
 from mt5_crs_pipeline.core.errors import (
     ConfigurationError,
     DatabaseRefusedError,
@@ -25,9 +25,9 @@ Connection = psycopg2.extensions.connection
 FEAST_SCHEMA = "feast"
 DAGSTER_SCHEMA = "dagster"
 
-_MIGRATIONS = ("001_market_data.sql",)
+_MIGRATIONS = ("001_market_data.sql", "002_recorded_at.sql")
 _OWN_TABLES = ("market_data", "market_data_latest", "market_data_quarantine", "market_data_timeframe")
-_DATABASE_COLUMNS = (*BAR_COLUMNS, "known_at", "recorded_by")
+_DATABASE_COLUMNS = (*BAR_SCHEMA.names, "recorded_by")
 # Any number does, as long as every writer of this package uses the same one.
 WRITER_LOCK = 0x6D743563
 
@@ -111,10 +111,10 @@ def prepare_database(url: str) -> None:
                 "create table if not exists mt5_crs_schema_version"
                 " (version integer primary key, applied_at timestamptz not null default now())"
             )
-        _refuse_changed_shape(url, cursor)
         for number, name in enumerate(_MIGRATIONS[version:], start=version + 1):
             cursor.execute(importlib.resources.files(__package__).joinpath("schema", name).read_text("utf-8"))
             cursor.execute("insert into mt5_crs_schema_version (version) values (%s)", (number,))
+        _refuse_changed_shape(url, cursor)
         lengths = [(name, f"{minutes} minutes") for name, minutes in TIMEFRAME_MINUTES.items()] + [("MN1", "1 month")]
         cursor.executemany("insert into market_data_timeframe values (%s, %s) on conflict do nothing", lengths)
         for schema in (FEAST_SCHEMA, DAGSTER_SCHEMA):

@@ -1,11 +1,13 @@
 """What a bar is: its columns, key, close time and value rules.
 
 A bar is stamped by its open, in UTC, and known at its close. Rows are identified by
-(symbol, timeframe, time); several rows with the same key are revisions told apart by `known_at`.
+(symbol, timeframe, time); several rows with the same key are revisions told apart by `known_at`. `recorded_at` is when
+a row arrived: what was recorded later did not exist as of an earlier instant.
 """
 
 import re
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +17,7 @@ import pyarrow as pa
 from mt5_crs_pipeline.core.errors import ConfigurationError
 
 KEY_COLUMNS: Final = ("symbol", "timeframe", "time")
+REVISION_KEY: Final = (*KEY_COLUMNS, "known_at")
 PRICE_COLUMNS: Final = ("open", "high", "low", "close")
 REQUIRED_COLUMNS: Final = (*PRICE_COLUMNS, "volume")
 OPTIONAL_COLUMNS: Final = ("adjusted_close", "real_volume", "spread")
@@ -29,6 +32,7 @@ BAR_SCHEMA: Final = pa.schema(
         pa.field("time", TIMESTAMP, nullable=False),
         *(pa.field(name, pa.float64()) for name in VALUE_COLUMNS),
         pa.field("known_at", TIMESTAMP, nullable=False),
+        pa.field("recorded_at", TIMESTAMP, nullable=False),
     ]
 )
 # Bars as the lake exports them: what was valid, and when each bar closed.
@@ -85,22 +89,21 @@ def close_time(time: pd.Series, timeframe: str) -> pd.Series:
     return closes
 
 
-def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime) -> pd.Series:
+def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime, key: Sequence[str] = KEY_COLUMNS) -> pd.Series:
     """Say for each row why it is no valid closed bar, or None where it is one.
 
     `bars` has BAR_COLUMNS of one timeframe, `now` is aware. The first rule that fails gives the reason.
-    Of rows that repeat a key with equal values the first is valid; rows that repeat a key with different values
-    contradict each other, so all of them are rejected.
+    Of rows that repeat a `key` (REVISION_KEY where revisions of a bar are no repetition) with equal values the first is
+    valid; rows that repeat a key with different values contradict each other, so all of them are rejected.
     """
     prices = bars[list(PRICE_COLUMNS)].to_numpy(dtype=float)
     open_, high, low, close = prices.T
     volume = bars["volume"].to_numpy(dtype=float)
     closes = close_time(bars["time"], timeframe)
     instant = pd.Timestamp(now)
-    key = list(KEY_COLUMNS)
     repeats_row = bars.duplicated([*key, *VALUE_COLUMNS]).to_numpy()
     repeats_key = np.zeros(len(bars), dtype=bool)
-    repeats_key[~repeats_row] = bars[~repeats_row].duplicated(key, keep=False)
+    repeats_key[~repeats_row] = bars[~repeats_row].duplicated(list(key), keep=False)
     unusual = [bars[name].to_numpy(dtype=float) for name in OPTIONAL_COLUMNS]
     # NaN passes every comparison below as False, so finiteness comes first.
     rules: list[tuple[str, Any]] = [
@@ -145,14 +148,41 @@ def month_of(time: pd.Series) -> pd.Series:
     return months
 
 
-def known_after(bars: pd.DataFrame, lookback: int) -> pd.Series:
-    """Return when the last of the `lookback` bars that end at each row became known: the max of their `known_at`.
+def closed_revisions(revisions: pd.DataFrame, timeframe: str) -> pd.DataFrame:
+    """Return valid revisions of closed bars as the lake keeps them: event_timestamp added, sorted by bar and version.
 
-    `bars` is sorted by symbol and time; a correction makes everything computed from it known later, not earlier.
+    `revisions` has the columns of BAR_SCHEMA. A bar exists from its close on: what was recorded of it while it formed
+    is one version, the last, known and recorded at the close. Otherwise history would change when the bar closes.
     """
-    microseconds = bars["known_at"].dt.as_unit("us").astype("int64")
-    newest = microseconds.groupby(bars["symbol"], sort=False).rolling(lookback, min_periods=1).max()
-    # Rolling works in doubles, which hold microseconds exactly until the year 2255.
-    exact = newest.reset_index(level=0, drop=True).reindex(bars.index).astype("int64")
-    known: pd.Series = pd.to_datetime(exact, unit="us", utc=True).dt.as_unit("us")
-    return known
+    # By the true known_at, which tells the versions of a forming bar apart.
+    bars = revisions.sort_values(["symbol", "time", "known_at"], kind="stable", ignore_index=True)
+    closes = close_time(bars["time"], timeframe)
+    forming = bars["recorded_at"] <= closes
+    bars["known_at"] = bars["known_at"].mask(forming, closes)
+    bars["recorded_at"] = bars["recorded_at"].mask(forming, closes)
+    bars["event_timestamp"] = closes
+    return bars.drop_duplicates(list(REVISION_KEY), keep="last", ignore_index=True)
+
+
+def latest_revisions(revisions: pd.DataFrame, as_of: datetime | None = None) -> pd.DataFrame:
+    """Return one row per bar, sorted by symbol and time: its latest revision of those recorded by `as_of`.
+
+    `revisions` has columns symbol, time, known_at and recorded_at (aware), of one timeframe. The latest is the last by
+    known_at, then recorded_at. `as_of` is aware; None means everything.
+    """
+    known = revisions if as_of is None else revisions[revisions["recorded_at"] <= as_of]
+    ordered = known.sort_values(["symbol", "time", "known_at", "recorded_at"], kind="stable")
+    return ordered.drop_duplicates(["symbol", "time"], keep="last", ignore_index=True)
+
+
+def instant(text: str) -> datetime:
+    """Return an ISO 8601 time with its offset in UTC; raise ConfigurationError when it is none or has no offset."""
+    try:
+        parsed = datetime.fromisoformat(text)
+        if parsed.tzinfo is not None:
+            return parsed.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise ConfigurationError(
+        f"{text!r} is no instant: write a time with its offset, for example 2026-01-31T18:00:00+00:00"
+    )

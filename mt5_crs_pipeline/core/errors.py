@@ -55,3 +55,19 @@ class NotEnoughBarsError(PredictionRefusedError):
 
 class UnknownSymbolError(PredictionRefusedError):
     """The model was not trained on this symbol, or no bars are stored for it."""
+
+
+class FeaturesNotStoredError(PredictionRefusedError):
+    """The online store has nothing of this symbol."""
+
+
+class FeaturesExpiredError(PredictionRefusedError):
+    """The online row is older than the features' time to live."""
+
+
+class FeaturesFromTheFutureError(PredictionRefusedError):
+    """The online row is of a bar that closes after the time it is asked for."""
+
+
+class FeaturesIncompleteError(PredictionRefusedError):
+    """The online row lacks values: too short a history, or a feature set that was not materialized yet."""

@@ -1,18 +1,27 @@
-"""Feature rows as they are stored: one per bar, stamped by the bar's close and by when it was known."""
+"""Feature rows as they are stored: every version of every bar's row, stamped by when it was known and recorded."""
 
+from datetime import datetime
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mt5_crs_pipeline.core.bars import TIMESTAMP, adjusted, close_time, known_after
-from mt5_crs_pipeline.core.features import FeatureConfig, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.bars import TIMESTAMP, adjusted, close_time
+from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
+from mt5_crs_pipeline.core.features.frames import unfilled, write_features
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
+from mt5_crs_pipeline.core.panel import Rows
+from mt5_crs_pipeline.core.revisions import Revisions, States, microseconds, window_maximum
 
 # The one place that says which features the pipeline computes, stores, trains and predicts on.
 PIPELINE_FEATURES: Final = FeatureConfig.scale_free()
 KNOWN_AT: Final = "known_at"
+RECORDED_AT: Final = "recorded_at"
 IS_COMPLETE: Final = "is_complete"
+# Bars that are computed at once where history was disturbed: enough for every core, and little memory.
+_BARS_AT_ONCE: Final = 262_144
 
 
 def feature_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
@@ -23,6 +32,7 @@ def feature_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
             pa.field("time", TIMESTAMP, nullable=False),
             pa.field(EVENT_TIMESTAMP, TIMESTAMP, nullable=False),
             pa.field(KNOWN_AT, TIMESTAMP, nullable=False),
+            pa.field(RECORDED_AT, TIMESTAMP, nullable=False),
             pa.field(IS_COMPLETE, pa.bool_(), nullable=False),
             *(pa.field(name, pa.float64()) for name in get_feature_names(config)),
         ]
@@ -42,21 +52,66 @@ def training_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
     )
 
 
-def feature_rows(bars: pd.DataFrame, timeframe: str, config: FeatureConfig = PIPELINE_FEATURES) -> pd.DataFrame:
-    """Return one row per bar: symbol, time (its open), event_timestamp (its close), known_at, is_complete, features.
+def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig = PIPELINE_FEATURES) -> pd.DataFrame:
+    """Return every version of every bar's row: the columns of `feature_schema`, sorted by symbol, time, known_at.
 
+    `revisions` has BAR_COLUMNS, known_at and recorded_at. A row has a version from the moment its bar was recorded, and
+    another from every later one at which a bar among the `lookback` that end at it arrived late or was revised:
+    recorded_at is that moment, the values are those of the bars as they then were, and known_at is when the last of
+    them was known. So the versions recorded by some instant depend on nothing that was recorded after it.
     Prices are scaled by the adjusted close where there is one. Warm-up rows have NaN features and is_complete False.
-    Sorted by symbol and time. `bars` has BAR_COLUMNS and known_at.
     """
-    ordered = bars.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
-    features = feature_frame(adjusted(ordered), config)
-    stamps = pd.DataFrame(
-        {
-            "symbol": ordered["symbol"],
-            "time": ordered["time"],
-            EVENT_TIMESTAMP: close_time(ordered["time"], timeframe),
-            KNOWN_AT: known_after(ordered, config.lookback),
-            IS_COMPLETE: features.notna().all(axis=1),
-        }
+    history = Revisions(revisions, config.lookback)
+    frame, known_at = history.frame, microseconds(history.frame[KNOWN_AT])
+    states = list(history.states(_BARS_AT_ONCE))
+    row = np.concatenate([state.rows[state.wanted] for state in states])
+    recorded = np.concatenate([state.recorded_at for state in states])
+    known = np.concatenate(
+        [window_maximum(known_at[state.rows], state.starts, config.lookback)[state.wanted] for state in states]
     )
-    return stamps.join(features)
+    order = np.lexsort((recorded, known, history.bar[row])) if len(states) > 1 else np.arange(len(row))
+    rows = _features(frame, states, order, config)
+    time = frame["time"].take(row[order]).reset_index(drop=True)
+    stamps = {
+        "symbol": frame["symbol"].take(row[order]).reset_index(drop=True),
+        "time": time,
+        EVENT_TIMESTAMP: close_time(time, timeframe),
+        KNOWN_AT: _times(known[order]),
+        RECORDED_AT: _times(recorded[order]),
+        IS_COMPLETE: rows.notna().all(axis=1),
+    }
+    # A join would copy every feature.
+    for at, (name, column) in enumerate(stamps.items()):
+        rows.insert(at, name, column)
+    return rows
+
+
+def known_at_close(rows: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
+    """Return symbol and event_timestamp of the rows of which a version recorded by `as_of` was known at the close.
+
+    `rows` has symbol, event_timestamp, known_at and recorded_at. History that is loaded after a correction inside its
+    windows has no such version: point-in-time reads at those closes give the features of an earlier bar.
+    """
+    there = rows[(rows[KNOWN_AT] <= rows[EVENT_TIMESTAMP]) & (rows[RECORDED_AT] <= as_of)]
+    return there[["symbol", EVENT_TIMESTAMP]].drop_duplicates(ignore_index=True)
+
+
+def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: FeatureConfig) -> pd.DataFrame:
+    """Return the features of all windows of `states` over rows of `frame`, in `order`."""
+    values = unfilled(len(config.features), len(order))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    bars = adjusted(frame)
+    windows = 0
+    for state in states:
+        destination = np.full(len(state.rows), -1)
+        destination[state.wanted] = place[windows : windows + len(state.wanted)]
+        windows += len(state.wanted)
+        segments = np.repeat(np.arange(len(state.starts) - 1), np.diff(state.starts))
+        write_features(bars.take(state.rows).assign(symbol=segments), config, values, destination)
+    return pd.DataFrame(values.T, columns=get_feature_names(config), copy=False)
+
+
+def _times(microseconds_utc: npt.NDArray[np.int64]) -> pd.Series:
+    times: pd.Series = pd.Series(microseconds_utc.astype("datetime64[us]")).dt.tz_localize("UTC")
+    return times

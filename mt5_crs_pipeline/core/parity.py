@@ -1,12 +1,13 @@
 """The proof that stored features are what any other way of computing them gives, to the last bit.
 
-A stored row was computed in a batch of months. It is computed again from the `lookback` bars that end at it alone, and
-by a stream that has seen the bars before it and is fed the last one; the 64 bits of every value are compared.
+A stored row was computed in a batch of months. It is computed again from the `lookback` bars that end at it alone, as
+they were when it was recorded, and by a stream that has seen the bars before it and is fed the last one; the 64 bits of
+every value are compared.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,23 +38,27 @@ NOTHING_COMPARED: Final = Parity(rows=0, values=0, different=0, first_difference
 
 
 def sample(rows: pd.DataFrame, older: int, seed: int) -> pd.DataFrame:
-    """Return the newest row of every symbol and `older` random others; the same for the same rows and seed."""
-    ordered = rows.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
+    """Return the newest row of every symbol, `older` random others, and as many versions that were superseded.
+
+    The choice is the same for the same rows (symbol, time, recorded_at, ...) and seed.
+    """
+    ordered = rows.sort_values(["symbol", "time", "recorded_at"], kind="stable", ignore_index=True)
     newest = ~ordered["symbol"].duplicated(keep="last")
-    others = ordered[~newest]
-    chosen = others.sample(min(older, len(others)), random_state=seed)
-    return pd.concat([ordered[newest], chosen]).sort_index()
+    superseded = ordered.duplicated(["symbol", "time"], keep="last")
+    groups = [ordered[~newest & ~superseded], ordered[superseded]]
+    chosen = [group.sample(min(older, len(group)), random_state=seed) for group in groups]
+    return pd.concat([ordered[newest], *chosen]).sort_index()
 
 
-def compare(stored: pd.DataFrame, bars: pd.DataFrame, config: FeatureConfig) -> Parity:
-    """Compute the `stored` rows (symbol, time, features) again from `bars`, in two ways, and compare the bits.
+def compare(stored: pd.DataFrame, revisions: pd.DataFrame, config: FeatureConfig) -> Parity:
+    """Compute the `stored` rows (symbol, time, recorded_at, features) again, in two ways, and compare the bits.
 
-    `bars` (symbol, time, open, high, low, close, volume; prices as the features were computed on) has the history of
-    every row, in any order. A row whose bar is not there counts as different.
+    `revisions` (symbol, time, open, high, low, close, volume, known_at, recorded_at; prices as the features were
+    computed on) has the history of every row, in any order. A row whose bar was not there counts as different.
     """
     names = get_feature_names(config)
-    keys = pd.MultiIndex.from_frame(stored[["symbol", "time"]])
-    histories = list(_histories(bars, keys, config.lookback))
+    keys = list(stored[["symbol", "time", "recorded_at"]].itertuples(index=False, name=None))
+    histories = list(_histories(revisions, keys, config.lookback))
     there = np.array([len(history) > 0 for history in histories], dtype=bool)
     found = [history for history in histories if len(history)]
     kept = stored[names].to_numpy(dtype=float)
@@ -64,7 +69,7 @@ def compare(stored: pd.DataFrame, bars: pd.DataFrame, config: FeatureConfig) -> 
     first = None
     if different.any():
         row, column = np.argwhere(different)[0]
-        symbol, time = keys[row]
+        symbol, time, _ = keys[row]
         first = f"{names[column]} of {symbol} at {time} is stored as {float(kept[row, column])!r}"
     return Parity(len(stored), 2 * different.size, int(different.sum()), first)
 
@@ -83,16 +88,28 @@ def certificate(parity: Parity, config: FeatureConfig, library_versions: dict[st
     return {**content, "certificate": digest}
 
 
-def _histories(bars: pd.DataFrame, keys: pd.MultiIndex, lookback: int) -> Iterable[pd.DataFrame]:
-    """Yield for each key the `lookback` bars that end at it (fewer at a symbol's start), none where it has no bar."""
+def _histories(revisions: pd.DataFrame, keys: Sequence[Any], lookback: int) -> Iterator[pd.DataFrame]:
+    """Yield for each (symbol, time, recorded_at) the `lookback` bars that ended there then, none where no bar did.
+
+    At a symbol's start they are fewer.
+    """
     columns = ["symbol", "time", *INPUTS]
-    by_symbol = {str(symbol): own.sort_values("time")[columns] for symbol, own in bars.groupby("symbol")}
-    nothing = bars[columns].iloc[:0]
-    for symbol, time in keys:
+    ordered = revisions.sort_values(["time", "known_at", "recorded_at"], kind="stable")
+    by_symbol = {str(symbol): own for symbol, own in ordered.groupby("symbol")}
+    nothing = revisions.iloc[:0]
+    for symbol, time, recorded_at in keys:
         own = by_symbol.get(symbol, nothing)
         end = int(own["time"].searchsorted(time, side="right"))
-        ends_there = end > 0 and own["time"].iloc[end - 1] == time
-        yield own.iloc[max(end - lookback, 0) : end] if ends_there else nothing
+        rows = lookback
+        while True:
+            # Later versions come last, so those of the oldest bar that are cut off are not its latest.
+            state = own.iloc[max(end - rows, 0) : end]
+            state = state[state["recorded_at"] <= recorded_at].drop_duplicates("time", keep="last")
+            if len(state) >= lookback or rows >= end:
+                break
+            rows *= 2
+        ends_there = len(state) > 0 and state["time"].iloc[-1] == time
+        yield state[columns].iloc[-lookback:] if ends_there else nothing[columns]
 
 
 def _from_slices(histories: list[pd.DataFrame], config: FeatureConfig) -> npt.NDArray[np.float64]:

@@ -9,8 +9,15 @@ import pandas as pd
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake, read_parquet
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, KEY_COLUMNS, month_of, reject_reasons
-from mt5_crs_pipeline.core.feature_rows import IS_COMPLETE, PIPELINE_FEATURES, feature_schema, training_schema
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, REVISION_KEY, latest_revisions, month_of, reject_reasons
+from mt5_crs_pipeline.core.feature_rows import (
+    IS_COMPLETE,
+    KNOWN_AT,
+    PIPELINE_FEATURES,
+    RECORDED_AT,
+    feature_schema,
+    training_schema,
+)
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
 from mt5_crs_pipeline.core.parity import Parity
@@ -20,13 +27,14 @@ BARS_CHECK = dg.AssetCheckSpec(
     "bars_are_valid_and_unique",
     asset="market_data_parquet",
     blocking=True,
-    description="Every exported bar is a valid closed bar, in its own month's file, once.",
+    description="Every exported revision is of a valid closed bar, in its own month's file, once.",
 )
 FEATURES_CHECK = dg.AssetCheckSpec(
     "features_are_complete_against_bars",
     asset="technical_features",
     blocking=True,
-    description="Every bar has one feature row; a feature is missing only where the symbol's history is too short.",
+    description="Every bar has feature rows, each version once; in the latest a feature is missing only where the"
+    " symbol's history is too short.",
 )
 PARITY_CHECK = dg.AssetCheckSpec(
     "features_equal_a_fresh_computation",
@@ -52,19 +60,20 @@ TRAINING_CHECK = dg.AssetCheckSpec(
 def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
     """Result of BARS_CHECK on the files of `months`."""
     files = [lake.read(MARKET_DATA, [month], CLOSED_BAR_SCHEMA).to_pandas().assign(file=month) for month in months]
-    bars = pd.concat(files, ignore_index=True)
+    revisions = pd.concat(files, ignore_index=True)
+    latest = latest_revisions(revisions)
     # Pictures hang on the check, which is one event, not on the materialization, which is one per month.
-    seen: dict[str, Any] = {"bars": len(bars)}
-    if len(bars):
-        seen["closes"] = picture(pictures.closes(bars), "closes of every symbol")
-        seen["coverage"] = picture(pictures.coverage(bars), "bars per symbol and month")
+    seen: dict[str, Any] = {"bars": len(latest), "revisions": len(revisions)}
+    if len(latest):
+        seen["closes"] = picture(pictures.closes(latest), "closes of every symbol")
+        seen["coverage"] = picture(pictures.coverage(latest), "bars per symbol and month")
     return _result(
         BARS_CHECK,
         seen,
         {
-            "invalid": reject_reasons(bars, timeframe, datetime.now(UTC)).notna(),
-            "in the wrong month": month_of(bars["time"]) != bars["file"],
-            "repeated": bars.duplicated(list(KEY_COLUMNS)),
+            "invalid": reject_reasons(revisions, timeframe, datetime.now(UTC), REVISION_KEY).notna(),
+            "in the wrong month": month_of(revisions["time"]) != revisions["file"],
+            "repeated": revisions.duplicated(list(REVISION_KEY)),
         },
     )
 
@@ -72,9 +81,12 @@ def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetChe
 def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
     """Result of FEATURES_CHECK on the files of `months` and the bars they stand for."""
     key = ["symbol", EVENT_TIMESTAMP]
-    bars = lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
-    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
-    history = bars.sort_values(["symbol", "time"]).groupby("symbol").cumcount() + 1
+    bars = latest_revisions(
+        lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    )
+    versions = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
+    rows = versions.sort_values(RECORDED_AT, kind="stable").drop_duplicates(key, keep="last")
+    history = bars.groupby("symbol").cumcount() + 1
     bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(months)]
     rows["is_whole"] = rows[get_feature_names(PIPELINE_FEATURES)].notna().all(axis=1) & rows[IS_COMPLETE]
     joined = bars[[*key, "has_history"]].merge(rows[[*key, "is_whole"]], on=key, how="outer", indicator=True)
@@ -86,7 +98,7 @@ def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
             "bars without features": joined["_merge"] == "left_only",
             "features without a bar": joined["_merge"] == "right_only",
             "incomplete in spite of enough history": both["has_history"].astype(bool) & ~both["is_whole"].astype(bool),
-            "repeated": rows.duplicated(key),
+            "repeated": versions.duplicated([*key, KNOWN_AT, RECORDED_AT]),
         },
     )
 

@@ -19,6 +19,7 @@ class Stores:
         self.reports = settings.reports
         self.database = Database(settings)
         self.lake = Lake(settings.lake)
+        self._redis_url = settings.redis_url
         self.models = ModelStore(settings.models)
 
     @contextlib.contextmanager
@@ -26,6 +27,8 @@ class Stores:
         """Yield the feature store while the database runs, and close its connections."""
         with (
             self.database.url() as url,
-            contextlib.closing(FeastStore(url, self.timeframe, self.lake.folder)) as store,
+            contextlib.closing(
+                FeastStore(url, self.timeframe, self.lake.folder, self._redis_url.get_secret_value())
+            ) as store,
         ):
             yield store

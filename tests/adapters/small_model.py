@@ -22,16 +22,17 @@ TRAINING = TrainingConfig(max_rounds=8, min_child_weight=1.0)
 
 @functools.cache
 def real_bars(rows: int = 500) -> pd.DataFrame:
-    """Return the last `rows` daily bars of AAPL and IBM, with known_at; do not change them."""
+    """Return the last `rows` daily bars of AAPL and IBM, known and recorded at their closes; do not change them."""
     bars = demo_bars()
     bars = bars[bars["symbol"].isin(SYMBOLS)].groupby("symbol").tail(rows).reset_index(drop=True)
-    return bars.assign(known_at=close_time(bars["time"], "D1"))
+    closes = close_time(bars["time"], "D1")
+    return bars.assign(known_at=closes, recorded_at=closes)
 
 
 @functools.cache
 def training_rows() -> pd.DataFrame:
     bars = real_bars()
-    features = feature_rows(bars, "D1").drop(columns=["time", "known_at", "is_complete"])
+    features = feature_rows(bars, "D1").drop(columns=["time", "known_at", "recorded_at", "is_complete"])
     labels = labelled_bars(adjusted(bars), "D1")
     rows = labels.merge(features, on=["symbol", EVENT_TIMESTAMP], how="left").dropna()
     return rows.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)

@@ -22,10 +22,12 @@ from mt5_crs_pipeline.adapters.bar_store import (
     months_with_bars,
     quarantine,
     read_latest,
+    read_revisions,
     stored_symbols,
 )
 from mt5_crs_pipeline.adapters.postgres import connected, prepare_database
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, BAR_SCHEMA, VALUE_COLUMNS
+from mt5_crs_pipeline.core.bars import BAR_COLUMNS, BAR_SCHEMA, VALUE_COLUMNS, latest_revisions
+from mt5_crs_pipeline.core.errors import TransientError
 from tests.adapters.made_up_bars import NOW, made_up_bars, plain_connection, query
 
 HOSTILE = "'; drop table market_data; --"
@@ -357,6 +359,94 @@ def test_months_are_those_of_utc(url: str) -> None:
         assert months_with_bars(connection, "D1", ["GBPUSD"]) == ["2024-05"]
         assert months_with_bars(connection, "D1", [HOSTILE]) == []
         assert months_with_bars(connection, "H1") == []
+
+
+# --- All revisions, and when they arrived ----------------------------------------------------------------------------
+
+
+def revisions(url: str, **window: Any) -> pd.DataFrame:
+    with connected(url) as connection:
+        table = read_revisions(connection, "D1", **window)
+    assert table.schema == BAR_SCHEMA
+    return table.to_pandas()
+
+
+def test_every_revision_comes_sorted_and_of_the_window_and_symbols_asked_for(url: str) -> None:
+    for symbol in ("GBPUSD", "AUDUSD"):
+        bars = made_up_bars(3, symbol=symbol, first="2024-01-01")
+        store(url, bars.iloc[::-1])
+        store(url, bars.assign(close=bars["low"]))
+    read = revisions(url)
+    assert len(read) == 12
+    pd.testing.assert_frame_equal(read, read.sort_values(["symbol", "time", "known_at"], ignore_index=True))
+    assert read.groupby(["symbol", "time"])["close"].last().tolist() == latest(url)["close"].tolist()
+    pd.testing.assert_frame_equal(latest_revisions(read), latest(url))
+    window = {"start": datetime(2024, 1, 2, tzinfo=UTC), "end": datetime(2024, 1, 3, tzinfo=UTC)}
+    assert revisions(url, **window)["time"].dt.day.tolist() == [2] * 4
+    assert set(revisions(url, symbols=["AUDUSD"])["symbol"]) == {"AUDUSD"}
+    assert revisions(url, symbols=[HOSTILE]).empty
+
+
+@pytest.mark.parametrize("way", ["ingest", "insert"])
+def test_all_rows_of_a_transaction_are_recorded_at_one_moment_and_each_transaction_at_its_own(
+    url: str, way: str
+) -> None:
+    moments = []
+    for close in (1.1, 1.2):
+        before = datetime.now(UTC)
+        if way == "ingest":
+            store(url, made_up_bars(3).assign(open=1.0, high=2.0, low=0.5, close=close))
+        else:
+            with plain_connection(url) as connection, connection.cursor() as cursor:
+                for day in (1, 2, 3):
+                    cursor.execute(INSERT, ("EURUSD", "D1", f"2024-01-0{day}", 1, 2, 0.5, close, 7))
+        moments.append((before, datetime.now(UTC)))
+    recorded = revisions(url)["recorded_at"].unique()
+    assert len(recorded) == 2 and len(revisions(url)) == 6
+    for moment, (before, after) in zip(sorted(recorded), moments, strict=True):
+        assert before <= moment <= after
+
+
+def test_a_reader_waits_for_a_transaction_that_inserts_and_sees_its_bars(url: str) -> None:
+    slow = psycopg2.connect(url)
+    slow.cursor().execute(INSERT, ("SLOW", "D1", "2024-01-02 00:00+00", 1, 2, 0.5, 1.1, 7))
+    plain_insert(url, symbol="FAST", time="2024-01-02 00:00+00")
+    seen: list[pd.DataFrame] = []
+    reader = threading.Thread(target=lambda: seen.append(revisions(url)))
+    reader.start()
+    waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    deadline = clock.monotonic() + 20
+    while query(url, waits) == [(0,)]:
+        assert clock.monotonic() < deadline
+        clock.sleep(0.02)
+    slow.commit()
+    slow.close()
+    reader.join()
+    assert sorted(seen[0]["symbol"]) == ["FAST", "SLOW"]
+
+
+def test_what_is_inserted_after_a_read_is_recorded_after_it_however_early_its_transaction_began(url: str) -> None:
+    early = psycopg2.connect(url)
+    early.cursor().execute("select now()")
+    plain_insert(url, symbol="FAST", time="2024-01-02 00:00+00")
+    newest = revisions(url)["recorded_at"].max()
+    for day in (2, 3):
+        early.cursor().execute("set local timezone to 'Asia/Kolkata'; set local datestyle to 'SQL, DMY'")
+        early.cursor().execute(INSERT, ("EARLY", "D1", f"2024-01-0{day} 00:00+00", 1, 2, 0.5, 1.1, 7))
+    early.commit()
+    early.close()
+    read = revisions(url)
+    (later,) = read.loc[read["symbol"] == "EARLY", "recorded_at"].unique()
+    assert newest < later <= pd.Timestamp.now(tz="UTC")
+
+
+def test_a_transaction_that_never_ends_is_named_as_the_reason(url: str) -> None:
+    stuck = psycopg2.connect(url)
+    stuck.cursor().execute(INSERT, ("SLOW", "D1", "2024-01-02 00:00+00", 1, 2, 0.5, 1.1, 7))
+    with pytest.raises(TransientError, match="has inserted bars and not committed"), connected(url) as connection:
+        connection.cursor().execute("set lock_timeout to '100ms'")
+        read_revisions(connection, "D1")
+    stuck.close()
 
 
 # --- What changed ----------------------------------------------------------------------------------------------------

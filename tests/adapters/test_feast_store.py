@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
 import psycopg2
 import pyarrow as pa
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import feature_repo
 from mt5_crs_pipeline.adapters.feast_store import FeastStore, feast_environment
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.adapters.online_store import newest_in_lake
 from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, prepare_database
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, close_time, month_of
 from mt5_crs_pipeline.core.errors import ConfigurationError
@@ -123,15 +126,14 @@ def test_views_have_the_features_of_the_module_as_doubles(feast: FeastStore) -> 
 # --- Online ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_online_store_holds_the_newest_row_of_every_symbol_to_the_bit(feast: FeastStore) -> None:
-    times = ROWS[EVENT_TIMESTAMP]
-    head = times.max().to_pydatetime()
-    feast.materialize(times.min().to_pydatetime(), head)
+def test_the_online_store_holds_the_newest_row_of_every_symbol_to_the_bit(feast: FeastStore, lake: Lake) -> None:
+    months = lake.months(TECHNICAL_FEATURES)
+    assert feast.write_online(lambda: newest_in_lake(lake, months)).left_alone == {}
     expected = newest(ROWS)
     assert expected[EVENT_TIMESTAMP].nunique() == 2
     assert_online_equals(feast, expected)
-    # Again from an old month on, as a backfill does: the window ends at the head, so nothing older wins.
-    feast.materialize((head - timedelta(days=100)), head)
+    # An old month again, as a backfill does: nothing older wins.
+    assert feast.write_online(lambda: newest_in_lake(lake, months[3:4])).written == {}
     assert_online_equals(feast, expected)
 
 
@@ -143,8 +145,7 @@ def test_a_later_row_replaces_the_online_one_of_its_own_timeframe(url: str, feas
         write_months(lake, TECHNICAL_FEATURES, rows, feature_schema())
         write_months(lake, MARKET_DATA, BARS.assign(event_timestamp=BARS["known_at"]), CLOSED_BAR_SCHEMA)
         store.apply()
-        times = rows[EVENT_TIMESTAMP]
-        store.materialize(times.min().to_pydatetime(), times.max().to_pydatetime())
+        store.write_online(lambda: newest_in_lake(lake, lake.months(TECHNICAL_FEATURES)))
         assert_online_equals(store, newest(rows))
     store.close()
     assert len(query(url, "select 1 from pg_tables where tablename ~ 'technical_features$'")) == 2
@@ -200,8 +201,10 @@ def test_a_label_between_bars_gets_the_bar_before_and_none_before_the_first(feas
 # --- The environment -------------------------------------------------------------------------------------------------
 
 
-def environment(url: str, timeframe: str = "D1") -> dict[str, str]:
-    return {name.removeprefix("MT5_CRS_FEAST_"): value for name, value in feast_environment(url, timeframe).items()}
+def environment(url: str, timeframe: str = "D1", redis_url: str = "") -> dict[str, Any]:
+    found = feast_environment(url, timeframe, redis_url)
+    assert all(value.isascii() and "\n" not in value for value in found.values())
+    return {name.removeprefix("MT5_CRS_FEAST_"): yaml.safe_load(value) for name, value in found.items()}
 
 
 def test_a_socket_url_becomes_host_port_database_and_user() -> None:
@@ -209,13 +212,16 @@ def test_a_socket_url_becomes_host_port_database_and_user() -> None:
     registry = found.pop("REGISTRY")
     assert found == {
         "PROJECT": "mt5_crs_h1",
-        "HOST": "/tmp/Some Folder/run",
-        "PORT": "5433",
-        "DATABASE": "mt5_crs",
-        "SCHEMA": "feast",
-        "USER": "mt5_crs",
-        "PASSWORD": "",
-        "SSLMODE": "prefer",
+        "ONLINE_STORE": {
+            "type": "postgres",
+            "host": "/tmp/Some Folder/run",
+            "port": "5433",
+            "database": "mt5_crs",
+            "db_schema": "feast",
+            "user": "mt5_crs",
+            "password": "",
+            "sslmode": "prefer",
+        },
     }
     assert registry.startswith("postgresql+psycopg2://mt5_crs@/mt5_crs?") and "search_path" in registry
 
@@ -231,13 +237,13 @@ def test_a_socket_url_becomes_host_port_database_and_user() -> None:
     ],
 )
 def test_every_form_of_url_is_read_as_libpq_reads_it(url: str, expected: tuple[str, ...]) -> None:
-    found = environment(url)
-    assert tuple(found[key] for key in ("HOST", "PORT", "DATABASE", "USER", "PASSWORD", "SSLMODE")) == expected
+    found = environment(url)["ONLINE_STORE"]
+    assert tuple(found[key] for key in ("host", "port", "database", "user", "password", "sslmode")) == expected
 
 
 @given(st.text(st.characters(min_codepoint=1, max_codepoint=0x2FFF, exclude_categories=["Cs"]), min_size=1))
 def test_any_password_passes_unchanged(password: str) -> None:
-    assert environment(f"postgresql://u:{quote(password, safe='')}@h:1/d")["PASSWORD"] == password
+    assert environment(f"postgresql://u:{quote(password, safe='')}@h:1/d")["ONLINE_STORE"]["password"] == password
 
 
 def test_a_url_that_is_none_is_refused() -> None:
@@ -245,15 +251,27 @@ def test_a_url_that_is_none_is_refused() -> None:
         environment("mysql://u:p@h/d")
 
 
-def test_a_password_cannot_change_the_configuration(url: str, lake: Lake) -> None:
-    """YAML and template characters in a value stay characters."""
-    password = '"}\n  evil: ${HOME} #$$'
-    store = FeastStore(f"postgresql://u:{quote(password, safe='')}@127.0.0.1:1/d", "D1", lake.folder)
-    from mt5_crs_pipeline.adapters import feast_store
+@pytest.mark.parametrize("in_redis", [False, True])
+def test_a_password_cannot_change_the_configuration(monkeypatch: pytest.MonkeyPatch, in_redis: bool) -> None:
+    """YAML and template characters in a value stay characters, for the package and for Feast's command line."""
+    password = '"}\n  evil: ${HOME} #$$,x=1'
+    url, redis_url = f"postgresql://u:{quote(password, safe='')}@127.0.0.1:1/d", ""
+    if in_redis:
+        redis_url = f"redis://:{quote(password, safe='')}@127.0.0.1:1"
+    for name, value in feast_environment(url, "D1", redis_url).items():
+        monkeypatch.setenv(name, value)
+    from feast.repo_config import load_repo_config
 
-    raw = {"online_store": {"password": "${MT5_CRS_FEAST_PASSWORD}", "port": 3, "list": True}}
-    filled = feast_store._filled_in(raw, store._environment)
-    assert filled == {"online_store": {"password": password, "port": 3, "list": True}}
+    folder = Path(feature_repo.__file__).parent
+    configuration = load_repo_config(folder, folder / "feature_store.yaml")
+    assert unquote(configuration.registry.path).startswith(f"postgresql+psycopg2://u:{password}@127.0.0.1:1/d")
+    if in_redis:
+        from feast.infra.online_stores.redis import RedisOnlineStore
+
+        (server,), options = RedisOnlineStore._parse_connection_string(configuration.online_store.connection_string)
+        assert (server, options["password"]) == ({"host": "127.0.0.1", "port": "1"}, password)
+    else:
+        assert configuration.online_store.password == password
 
 
 def test_made_up_lake_is_not_empty(lake: Lake) -> None:

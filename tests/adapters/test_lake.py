@@ -25,7 +25,7 @@ def lake(tmp_path: Path) -> Lake:
 
 def closed(bars: pd.DataFrame) -> pd.DataFrame:
     closes = close_time(bars["time"], "D1")
-    return bars.assign(known_at=closes, event_timestamp=closes)
+    return bars.assign(known_at=closes, recorded_at=closes, event_timestamp=closes)
 
 
 def table_of(bars: pd.DataFrame) -> pa.Table:
@@ -224,3 +224,22 @@ def test_history_of_the_first_month_and_of_no_rows_is_what_there_is(lake: Lake, 
     assert len(first) == 62 and set(month_of(first["time"])) == {"2023-01"}
     assert lake.read_with_history(MARKET_DATA, ["2030-01"], 49, CLOSED_BAR_SCHEMA).empty
     assert len(uneven) > len(first)
+
+
+def test_history_is_enough_for_every_state_since_the_first_of_the_wanted_bars_arrived(lake: Lake) -> None:
+    bars = made_up_bars(180, first="2023-09-01", symbol="A")
+    months = month_of(bars["time"])
+    # What lies between came late, and some of what lies before was revised: neither counts twice.
+    recorded = close_time(bars["time"], "D1").mask(
+        months.isin(["2023-11", "2023-12"]), pd.Timestamp("2024-06-01", tz="UTC")
+    )
+    versions = pd.concat([closed(bars).assign(recorded_at=recorded)] * 2, ignore_index=True)
+    versions.loc[180:, "known_at"] += pd.Timedelta(days=40)
+    versions.loc[180:, "recorded_at"] += pd.Timedelta(days=40)
+    for month, part in versions.groupby(month_of(versions["time"])):
+        table = pa.Table.from_pandas(part, schema=CLOSED_BAR_SCHEMA, preserve_index=False)
+        lake.write(MARKET_DATA, str(month), table.replace_schema_metadata())
+    for bars_before, first in ((20, "2023-10"), (31, "2023-10"), (32, "2023-09"), (500, "2023-09")):
+        read = lake.read_with_history(MARKET_DATA, ["2024-01"], bars_before, CLOSED_BAR_SCHEMA)
+        assert month_of(read["time"]).min() == first
+        assert len(read) == 2 * ((months >= first) & (months <= "2024-01")).sum()

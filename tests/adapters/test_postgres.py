@@ -1,8 +1,10 @@
 """Connections, their errors in one line, and the versioned schema."""
 
+import importlib.resources
 import re
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg2
@@ -72,7 +74,7 @@ def test_a_second_preparation_changes_nothing_in_the_catalog(database_url: str) 
 
 def test_the_schema_is_versioned_and_knows_every_timeframe(database_url: str) -> None:
     prepare_database(database_url)
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,), (2,)]
     known = {timeframe for (timeframe,) in query(database_url, "select timeframe from market_data_timeframe")}
     assert known == set(TIMEFRAMES)
     schemas = {name for (name,) in query(database_url, "select nspname from pg_namespace")}
@@ -96,7 +98,7 @@ def test_six_first_starts_at_once_all_succeed(database_url: str) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,), (2,)]
 
 
 @pytest.mark.parametrize(
@@ -135,10 +137,51 @@ def test_a_column_somebody_added_is_no_obstacle(database_url: str) -> None:
     prepare_database(database_url)
 
 
+def first_version(url: str) -> None:
+    """The database as the first version of the schema left it, with a bar and its correction."""
+    folder = importlib.resources.files("mt5_crs_pipeline.adapters").joinpath("schema")
+    query(url, folder.joinpath("001_market_data.sql").read_text("utf-8"))
+    query(
+        url,
+        "create table mt5_crs_schema_version"
+        " (version integer primary key, applied_at timestamptz not null default now());"
+        " insert into mt5_crs_schema_version (version) values (1);"
+        " insert into market_data_timeframe values ('D1', '1 day')",
+    )
+    for close in (1.1, 1.2):
+        query(url, "insert into market_data values ('EURUSD', 'D1', '2024-01-02', 1, 2, 0.5, %s, null, 7)", (close,))
+
+
+def test_rows_of_the_first_version_of_the_schema_count_as_recorded_when_it_is_upgraded(database_url: str) -> None:
+    first_version(database_url)
+    columns = "symbol, time, close, known_at, recorded_by"
+    before = query(database_url, f"select {columns} from market_data order by known_at")
+    started = datetime.now(UTC)
+    prepare_database(database_url)
+    assert query(database_url, f"select {columns} from market_data order by known_at") == before
+    [(first, last)] = query(database_url, "select min(recorded_at), max(recorded_at) from market_data")
+    assert first == last and abs(first - started) < timedelta(minutes=1)
+    assert query(database_url, "select close, recorded_at from market_data_latest") == [(1.2, first)]
+    assert query(database_url, "select version from mt5_crs_schema_version order by 1") == [(1,), (2,)]
+    prepare_database(database_url)
+    query(database_url, "insert into market_data values ('EURUSD', 'D1', '2024-01-03', 1, 2, 0.5, 1, null, 7)")
+    assert query(database_url, "select recorded_at > %s from market_data where time = '2024-01-03'", (first,)) == [
+        (True,)
+    ]
+
+
+def test_an_upgrade_of_a_table_changed_by_hand_is_refused_and_changes_nothing(database_url: str) -> None:
+    first_version(database_url)
+    query(database_url, "alter table market_data drop column spread cascade")
+    with pytest.raises(SchemaMismatchError, match="missing columns: spread;"):
+        prepare_database(database_url)
+    assert query(database_url, "select max(version) from mt5_crs_schema_version") == [(1,)]
+
+
 def test_a_newer_schema_is_refused(database_url: str) -> None:
     prepare_database(database_url)
     query(database_url, "insert into mt5_crs_schema_version (version) values (99)")
-    with pytest.raises(SchemaMismatchError, match="has schema version 99, this package knows 1: upgrade it") as error:
+    with pytest.raises(SchemaMismatchError, match="has schema version 99, this package knows 2: upgrade it") as error:
         prepare_database(database_url)
     one_line(error)
 

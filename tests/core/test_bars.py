@@ -4,7 +4,6 @@ import math
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -12,18 +11,21 @@ from hypothesis import strategies as st
 
 from mt5_crs_pipeline.core.bars import (
     BAR_COLUMNS,
+    REVISION_KEY,
     TIMEFRAMES,
     adjusted,
     check_symbol,
     check_timeframe,
     close_time,
+    closed_revisions,
+    instant,
     is_valid_symbol,
-    known_after,
+    latest_revisions,
     month_of,
     reject_reasons,
 )
 from mt5_crs_pipeline.core.errors import ConfigurationError
-from tests.core.samples import NOW, bars_of, random_bars, real_bars
+from tests.core.samples import NOW, bars_of, real_bars
 
 NAN, INF = math.nan, math.inf
 
@@ -292,21 +294,80 @@ def test_without_an_adjusted_close_prices_stay() -> None:
     pd.testing.assert_frame_equal(adjusted(bars), bars)
 
 
-@pytest.mark.parametrize("lookback", [1, 2, 5, 50])
-def test_features_are_known_when_the_last_of_their_bars_was(lookback: int) -> None:
-    bars = random_bars(("A", "B"), 40)
-    late = np.random.default_rng(3).integers(0, 10**12, len(bars)) + 7
-    bars["known_at"] = bars["time"] + pd.to_timedelta(late, unit="us").as_unit("us")
-    expected = []
-    for row in bars.itertuples():
-        own = bars[(bars["symbol"] == row.symbol) & (bars["time"] <= row.time)].sort_values("time")
-        expected.append(max(own["known_at"].tolist()[-lookback:]))
-    result = known_after(bars, lookback)
-    assert result.dtype == "datetime64[us, UTC]"
-    assert result.tolist() == expected
-
-
 def test_the_month_is_that_of_utc() -> None:
     times = utc("2024-05-01", "2024-05-31T23:59:59.999999", "2024-06-01", "1999-12-31")
     assert month_of(times).tolist() == ["2024-05", "2024-05", "2024-06", "1999-12"]
     assert month_of(times.iloc[:0]).tolist() == []
+
+
+# --- Revisions -------------------------------------------------------------------------------------------------------
+
+
+def revisions(*rows: tuple[str, str, float]) -> pd.DataFrame:
+    """Versions of EURUSD's bar of 1 May 2024, which closes at midnight: (recorded_at, known_at, close)."""
+    frame = bars_of(*({"time": pd.Timestamp("2024-05-01", tz="UTC"), "close": close} for _, _, close in rows))
+    return frame.assign(known_at=utc(*(row[1] for row in rows)), recorded_at=utc(*(row[0] for row in rows)))
+
+
+def test_the_latest_revision_is_the_last_known_of_those_recorded_by_then() -> None:
+    bars = revisions(
+        ("2024-05-05", "2024-05-02", 1.1), ("2024-05-06", "2024-05-06", 1.2), ("2024-05-07", "2024-05-03", 1.3)
+    )
+    other = bars.assign(symbol="AUDUSD", recorded_at=utc("2024-05-09", "2024-05-08", "2024-05-10"))
+    both = pd.concat([bars, other], ignore_index=True).sample(frac=1, random_state=3)
+    assert latest_revisions(both)[["symbol", "close"]].to_numpy().tolist() == [["AUDUSD", 1.2], ["EURUSD", 1.2]]
+
+    def known(day: str) -> list[list[object]]:
+        as_of = pd.Timestamp(day, tz="America/New_York").to_pydatetime()
+        return latest_revisions(both, as_of)[["symbol", "close"]].to_numpy().tolist()
+
+    assert known("2024-05-04T19:59:59") == []
+    assert known("2024-05-04T20:00") == [["EURUSD", 1.1]]
+    assert known("2024-05-05T20:00") == known("2024-05-06T20:00") == [["EURUSD", 1.2]]
+    assert known("2024-05-08T20:00") == [["AUDUSD", 1.2], ["EURUSD", 1.2]]
+
+
+def test_what_was_recorded_while_a_bar_formed_is_its_first_version_recorded_and_known_at_its_close() -> None:
+    bars = revisions(
+        ("2024-05-03", "2024-05-03", 1.25),
+        ("2024-05-01T20:00", "2024-05-02T00:00:00.000001", 1.2),
+        ("2024-05-01T12:00", "2024-05-02", 1.1),
+    )
+    kept = closed_revisions(bars, "D1")
+    assert kept["close"].tolist() == [1.2, 1.25]
+    assert kept["known_at"].tolist() == kept["recorded_at"].tolist() == utc("2024-05-02", "2024-05-03").tolist()
+    assert (kept["event_timestamp"] == utc("2024-05-02")[0]).all()
+    assert closed_revisions(bars.iloc[:0], "D1").empty
+
+
+def test_a_bar_that_was_recorded_long_after_its_close_counts_as_known_at_its_close() -> None:
+    kept = closed_revisions(revisions(("2024-05-05", "2024-05-02", 1.2)), "D1")
+    assert kept["known_at"].tolist() == utc("2024-05-02").tolist()
+    assert kept["recorded_at"].tolist() == utc("2024-05-05").tolist()
+
+
+def test_revisions_of_a_bar_are_no_repetition_where_known_at_is_part_of_the_key() -> None:
+    bars = revisions(
+        ("2024-05-02", "2024-05-02", 1.1), ("2024-05-03", "2024-05-03", 1.2), ("2024-05-03", "2024-05-03", 1.15)
+    )
+    assert reject_reasons(bars, "D1", NOW).tolist() == ["contradicting_duplicate"] * 3
+    assert reject_reasons(bars, "D1", NOW, REVISION_KEY).tolist() == [None, *["contradicting_duplicate"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "utc_text"),
+    [
+        ("2026-01-31T18:00:00+00:00", "2026-01-31T18:00:00+00:00"),
+        ("2026-01-31T18:00:00.000001Z", "2026-01-31T18:00:00.000001+00:00"),
+        ("2026-02-01 02:30+08:30", "2026-01-31T18:00:00+00:00"),
+    ],
+)
+def test_an_instant_is_read_in_utc(text: str, utc_text: str) -> None:
+    assert instant(text).isoformat() == utc_text
+
+
+@pytest.mark.parametrize("text", ["", "2026-01-31", "2026-01-31T18:00:00", "now", "0001-01-01T00:00+01:00", "٢٠٢٦"])
+def test_what_is_no_instant_is_refused_by_value(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no instant: write a time with its offset") as caught:
+        instant(text)
+    assert repr(text) in str(caught.value)

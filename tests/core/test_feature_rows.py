@@ -15,7 +15,8 @@ DAY = pd.Timedelta(days=1)
 
 
 def with_known_at(bars: pd.DataFrame) -> pd.DataFrame:
-    return bars.assign(known_at=bars["time"] + DAY.as_unit("us"))
+    closes = bars["time"] + DAY.as_unit("us")
+    return bars.assign(known_at=closes, recorded_at=closes)
 
 
 def test_every_bar_has_one_row_sorted_by_symbol_and_time() -> None:
@@ -23,7 +24,16 @@ def test_every_bar_has_one_row_sorted_by_symbol_and_time() -> None:
     rows = feature_rows(bars, "D1", CONFIG)
     keys = sorted(bars[["symbol", "time"]].itertuples(index=False, name=None))
     assert list(rows[["symbol", "time"]].itertuples(index=False, name=None)) == keys
-    assert rows.columns.tolist() == ["symbol", "time", "event_timestamp", "known_at", "is_complete", "sma_5", "gap"]
+    assert rows.columns.tolist() == [
+        "symbol",
+        "time",
+        "event_timestamp",
+        "known_at",
+        "recorded_at",
+        "is_complete",
+        "sma_5",
+        "gap",
+    ]
     assert (rows["event_timestamp"] == rows["time"] + DAY).all()
 
 
@@ -47,7 +57,7 @@ def test_features_are_those_of_prices_scaled_by_the_adjusted_close() -> None:
 
 
 def test_a_correction_is_known_to_the_rows_it_reaches_from_its_arrival_on() -> None:
-    bars = with_known_at(random_bars(("A", "B"), 30))
+    bars = with_known_at(random_bars(("A", "B"), 30)).assign(recorded_at=pd.Timestamp("2024-01-01", tz="UTC"))
     arrival = pd.Timestamp("2024-03-01T12:00:00.000001", tz="UTC")
     bars.loc[10, "known_at"] = arrival
     known = feature_rows(bars, "D1", CONFIG)["known_at"]
@@ -66,7 +76,7 @@ def test_rows_fit_their_schema(length: int) -> None:
 
 
 def test_the_schemas_are_made_of_the_features_in_their_order() -> None:
-    stamps = ["symbol", "time", "event_timestamp", "known_at", "is_complete"]
+    stamps = ["symbol", "time", "event_timestamp", "known_at", "recorded_at", "is_complete"]
     assert feature_schema().names == [*stamps, *PIPELINE_FEATURES.features]
     assert training_schema(CONFIG).names == ["symbol", "event_timestamp", "label_time", "target", "sma_5", "gap"]
     for schema in (feature_schema(), training_schema()):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mt5_crs_pipeline.core.feature_rows import feature_rows
 from mt5_crs_pipeline.core.features import FeatureConfig, feature_frame
 from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, compare, sample
 from tests.core.samples import random_bars
@@ -16,12 +17,13 @@ CONFIG = FeatureConfig(("close_over_ema_5", "volume_change", "rsi_14", "day_of_w
 
 @pytest.fixture(scope="module")
 def bars() -> pd.DataFrame:
-    return random_bars(length=90)
+    closes = (bars := random_bars(length=90))["time"] + pd.Timedelta(days=1).as_unit("us")
+    return bars.assign(known_at=closes, recorded_at=closes)
 
 
 @pytest.fixture
 def stored(bars: pd.DataFrame) -> pd.DataFrame:
-    return bars[["symbol", "time"]].join(feature_frame(bars, CONFIG))
+    return bars[["symbol", "time", "recorded_at"]].join(feature_frame(bars, CONFIG))
 
 
 def test_what_was_computed_at_once_is_equal_row_by_row(bars: pd.DataFrame, stored: pd.DataFrame) -> None:
@@ -64,7 +66,7 @@ def test_a_bar_that_was_corrected_afterwards_is_different_in_every_row_it_reache
     corrected = bars.copy()
     corrected.loc[40, "close"] *= 1.01
     means = FeatureConfig(("sma_20",))
-    parity = compare(bars[["symbol", "time"]].join(feature_frame(bars, means)), corrected, means)
+    parity = compare(bars[["symbol", "time", "recorded_at"]].join(feature_frame(bars, means)), corrected, means)
     # The bar itself and the nineteen after it.
     assert parity.different == 20
 
@@ -95,6 +97,35 @@ def test_a_sample_has_the_newest_row_of_every_symbol_and_others_by_the_seed(stor
     assert not sample(stored, 20, 6)["time"].equals(chosen["time"])
     assert len(sample(stored, older=10_000, seed=1)) == len(stored)
     assert sample(stored.iloc[:0], 5, 1).empty
+
+
+def test_every_version_is_compared_with_the_bars_as_they_were_when_it_was_recorded(bars: pd.DataFrame) -> None:
+    arrival = pd.Timestamp("2024-01-01", tz="UTC")
+    again = bars.loc[[40, 41]].assign(close=bars["low"], known_at=arrival, recorded_at=arrival)
+    late = bars.loc[[60]].assign(recorded_at=arrival + pd.Timedelta(days=1))
+    revisions = pd.concat([bars.drop(index=60), again, late], ignore_index=True)
+    versions = feature_rows(revisions, "D1", CONFIG)
+    assert len(versions) > len(bars) + CONFIG.lookback
+    assert compare(versions, revisions.sample(frac=1, random_state=1), CONFIG).holds
+    # Old versions are not those of today's bars, nor new ones those of the bars before.
+    recorded = versions["recorded_at"]
+    assert compare(versions.assign(recorded_at=recorded.max()), revisions, CONFIG).different > 0
+    assert compare(
+        versions.assign(recorded_at=recorded.where(recorded < arrival, arrival)), revisions, CONFIG
+    ).different
+
+
+def test_a_sample_covers_versions_that_were_superseded(bars: pd.DataFrame) -> None:
+    again = bars.loc[[10]].assign(
+        close=bars["low"], recorded_at=bars["recorded_at"].max(), known_at=bars["known_at"].max()
+    )
+    versions = feature_rows(pd.concat([bars, again], ignore_index=True), "D1", CONFIG)
+    superseded = versions.duplicated(["symbol", "time"], keep="last")
+    chosen = sample(versions, older=7, seed=3)
+    assert len(chosen) == 3 + 7 + 7
+    assert not chosen.duplicated(["symbol", "time", "recorded_at"]).any()
+    old = versions[superseded].set_index(["symbol", "time", "recorded_at"]).index
+    assert chosen.set_index(["symbol", "time", "recorded_at"]).index.isin(old).sum() == 7
 
 
 def test_the_certificate_is_a_hash_of_all_it_says() -> None:

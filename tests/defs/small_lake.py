@@ -49,6 +49,7 @@ def materialize(
     last: str = LAST,
     *,
     succeeds: bool = True,
+    as_of: str | None = None,
 ) -> dg.ExecuteInProcessResult:
     """Run `assets` over the months as one run, on an instance that is forgotten afterwards."""
     with dg.DagsterInstance.ephemeral() as instance:
@@ -57,6 +58,7 @@ def materialize(
             instance=instance,
             resources={"stores": stores},
             tags=range_tags(first, last),
+            run_config={"ops": {"training_set": {"config": {"as_of": as_of}}}} if as_of is not None else None,
             raise_on_error=succeeds,
         )
     assert result.success == succeeds

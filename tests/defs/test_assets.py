@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
@@ -22,6 +23,7 @@ from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import booster, card, predictions
 from tests.commands import hashes
+from tests.conftest import REDIS_PASSWORD
 from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
 
 BARS = [market_data, market_data_parquet]
@@ -110,6 +112,48 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     assert metadata(again, "market_data_parquet")["files_changed"] == 0
 
 
+def test_months_go_online_in_any_order_and_the_newest_row_stays(stores: Stores) -> None:
+    materialize(stores, FEATURES)
+    may, june, year = (
+        metadata(materialize(stores, [feast_online_store], first, last), "feast_online_store")
+        for first, last in (("2012-05", "2012-05"), ("2012-06", "2012-06"), (FIRST, LAST))
+    )
+    for told, until in ((may, "2012-06-01"), (june, "2012-07-01"), (year, "2013-01-01")):
+        expected = {
+            symbol: bars_of(symbol, "2012-01-01", until)["time"].max() + pd.Timedelta(days=1) for symbol in SYMBOLS
+        }
+        assert told["newest"] == {symbol: time.isoformat() for symbol, time in expected.items()}
+        assert (told["dagster/row_count"], told["left_alone"]) == (len(SYMBOLS), 0)
+    again = metadata(materialize(stores, [feast_online_store], "2012-05", "2012-05"), "feast_online_store")
+    assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), {})
+    nothing = metadata(materialize(stores, [feast_online_store], "2001-01", "2001-01"), "feast_online_store")
+    assert (nothing["dagster/row_count"], nothing["left_alone"]) == (0, 0)
+
+
+def test_with_a_redis_url_the_online_rows_are_there_and_the_password_is_nowhere(
+    stores: Stores, settings: Settings, redis_url: str
+) -> None:
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        with_redis = Stores(settings.model_copy(update={"redis_url": SecretStr(redis_url)}))
+        result = materialize(with_redis, ALL_FEATURES)
+        assert client.dbsize() == metadata(result, "feast_online_store")["dagster/row_count"] == len(SYMBOLS)
+    assert execute(settings, "select to_regclass('feast.mt5_crs_d1_technical_features')") == [(None,)]
+    told = "\n".join(str(event) for event in result.all_events)
+    assert "feast_online_store" in told and REDIS_PASSWORD not in told and redis_url not in told
+
+
+def test_a_redis_that_does_not_answer_fails_its_asset_in_one_line(stores: Stores, settings: Settings) -> None:
+    nobody = Stores(settings.model_copy(update={"redis_url": SecretStr("redis://:t0p-s3cret@127.0.0.1:1")}))
+    result = materialize(nobody, ALL_FEATURES, succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failure.step_key == "feast_online_store"
+    assert failure.step_failure_data.error.cause.cls_name == "DatabaseUnavailableError"
+    assert "t0p-s3cret" not in "\n".join(str(event) for event in result.all_events)
+
+
 def test_every_month_is_told_its_own_rows(stores: Stores) -> None:
     result = materialize(stores, BARS, "2012-02", "2012-03")
     told = {e.partition: e.metadata for e in result.asset_materializations_for_node("market_data_parquet")}
@@ -162,16 +206,18 @@ def test_a_late_bar_changes_its_own_month_and_those_its_features_reach(stores: S
     }
 
 
-def test_a_correction_replaces_the_bar_and_the_old_version_stays_in_the_table(
-    stores: Stores, settings: Settings
-) -> None:
+def test_a_correction_is_exported_beside_the_version_before_it(stores: Stores, settings: Settings) -> None:
     materialize(stores, BARS)
     (old,) = bars_of("AAPL", "2012-05-15", "2012-05-16").to_dict("records")
     insert(settings, "2012-05-15", (old["open"], old["high"], old["low"], old["low"]))
-    materialize(stores, BARS, "2012-05", "2012-05")
+    told = materialize(stores, BARS, "2012-05", "2012-05")
     month = pd.read_parquet(stores.lake.file(MARKET_DATA, "2012-05"))
-    (new,) = month[(month["symbol"] == "AAPL") & (month["time"] == old["time"])].to_dict("records")
-    assert new["close"] == old["low"]
+    first, second = month[(month["symbol"] == "AAPL") & (month["time"] == old["time"])].to_dict("records")
+    assert (first["close"], second["close"]) == (old["close"], old["low"])
+    assert first["known_at"] == first["event_timestamp"] < first["recorded_at"] < second["recorded_at"]
+    assert second["recorded_at"] <= second["known_at"]
+    for asset in ("market_data", "market_data_parquet"):
+        assert metadata(told, asset)["dagster/row_count"] == metadata(told, asset)["bars"] + 1 == len(month)
     versions = execute(
         settings, "select close from market_data where symbol = 'AAPL' and time = '2012-05-15' order by known_at"
     )

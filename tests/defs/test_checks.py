@@ -34,7 +34,7 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """A year of valid bars, features and training rows."""
     lake = Lake(tmp_path_factory.mktemp("lake"))
     bars = year_of_bars()
-    bars["known_at"] = bars["event_timestamp"] = close_time(bars["time"], "D1")
+    bars["known_at"] = bars["recorded_at"] = bars["event_timestamp"] = close_time(bars["time"], "D1")
     features = feature_rows(bars, "D1")
     for month in MONTHS:
         for stage, rows, schema in (
@@ -43,7 +43,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
         ):
             lake.write(stage, month, table(rows[rows["time"].dt.strftime("%Y-%m") == month], schema))
     labels = labelled_bars(bars, "D1")
-    rows = labels.merge(features.drop(columns=["time", "known_at", "is_complete"]), on=["symbol", "event_timestamp"])
+    stamps = ["time", "known_at", "recorded_at", "is_complete"]
+    rows = labels.merge(features.drop(columns=stamps), on=["symbol", "event_timestamp"])
     lake.training_set.write_bytes(parquet_bytes(table(rows.dropna(), training_schema())))
     return lake
 
@@ -86,7 +87,7 @@ def counts(result: object) -> dict[str, int]:
     return {
         name: value.value
         for name, value in metadata.items()
-        if name not in ("bars", "rows") and value.value and isinstance(value.value, int)
+        if name not in ("bars", "revisions", "rows") and value.value and isinstance(value.value, int)
     }
 
 

@@ -28,9 +28,18 @@ def feature_frame(
     """
     config = config or FeatureConfig()
     panel = Panel(bars, INPUTS)
-    values = _doubles(len(config.features), len(panel))
+    values = unfilled(len(config.features), len(panel))
     evaluate(config.program, panel, values, destination=panel.source, threads=threads)
     return pd.DataFrame(values.T, index=bars.index, columns=get_feature_names(config), copy=False)
+
+
+def write_features(bars: pd.DataFrame, config: FeatureConfig, values: Array, destination: Rows) -> None:
+    """Write the features of each bar into values[feature, destination]; a bar with a negative destination is left out.
+
+    `bars` as for `feature_frame`; `destination` is in its row order.
+    """
+    panel = Panel(bars, INPUTS)
+    evaluate(config.program, panel, values, destination=destination[panel.source] if len(panel.source) else destination)
 
 
 def compute_features(
@@ -76,7 +85,7 @@ def _rows_after(panel: Panel, skip: int) -> Rows:
     return np.flatnonzero(panel.in_frame_order(late))
 
 
-def _doubles(*shape: int) -> Array:
+def unfilled(*shape: int) -> Array:
     """Return an unfilled array.
 
     Arrow's allocator gives the pages of a result that is gone to the next one, where NumPy asks the system for zeroed
@@ -108,7 +117,7 @@ class _Result:
         self._runs = _long_runs(kept)
         self._names = names
         doubles = np.flatnonzero(self._input.dtypes == np.float64)
-        self._block = _doubles(len(doubles) + len(names), len(kept))
+        self._block = unfilled(len(doubles) + len(names), len(kept))
         self._doubles = dict(zip(doubles.tolist(), self._block, strict=False))
         self._others: dict[int, Any] = {}
         self.added = self._block[len(doubles) :]

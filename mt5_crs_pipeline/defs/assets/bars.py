@@ -4,9 +4,16 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from mt5_crs_pipeline.adapters.bar_store import quarantine, read_latest
+from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
-from mt5_crs_pipeline.core.bars import BAR_SCHEMA, CLOSED_BAR_SCHEMA, close_time, reject_reasons
+from mt5_crs_pipeline.core.bars import (
+    BAR_SCHEMA,
+    CLOSED_BAR_SCHEMA,
+    REVISION_KEY,
+    closed_revisions,
+    latest_revisions,
+    reject_reasons,
+)
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, check_bars
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, window
@@ -20,15 +27,19 @@ from mt5_crs_pipeline.defs.resources import Stores
     metadata=column_schema(BAR_SCHEMA),
 )
 def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Latest revision of every bar of the months, read from the market_data table in one snapshot."""
+    """All revisions of the bars of the months, read from the market_data table in one snapshot."""
     start, end = window(context.partition_keys)
     with stores.database.connection() as connection:
-        bars = read_latest(connection, stores.timeframe, start, end, stores.symbols)
-    frame = bars.to_pandas()
+        revisions = read_revisions(connection, stores.timeframe, start, end, stores.symbols)
+    frame = revisions.to_pandas()
     changed = write_months(context, stores.lake, EXTRACT, frame, BAR_SCHEMA)
     return dg.MaterializeResult(
         metadata=row_metadata(
-            len(frame), frame["time"], files_changed=changed, symbols=sorted(frame["symbol"].unique())
+            len(frame),
+            frame["time"],
+            files_changed=changed,
+            bars=len(latest_revisions(frame)),
+            symbols=sorted(frame["symbol"].unique()),
         )
     )
 
@@ -42,23 +53,23 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
     metadata=column_schema(CLOSED_BAR_SCHEMA),
 )
 def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Valid closed bars as one sorted, checksummed Parquet file per month; bad rows go to quarantine with a reason."""
+    """Valid revisions of closed bars as one sorted Parquet file per month; bad ones go to quarantine with a reason."""
     extracted = stores.lake.read(EXTRACT, context.partition_keys, BAR_SCHEMA).to_pandas()
-    reasons = reject_reasons(extracted, stores.timeframe, datetime.now(UTC))
+    reasons = reject_reasons(extracted, stores.timeframe, datetime.now(UTC), REVISION_KEY)
     # A bar that is still forming is not wrong; it comes with a later run.
     wrong = reasons[reasons.notna() & (reasons != "not_closed_yet")]
     rejected = extracted.loc[wrong.index].assign(reason=wrong)
     if len(rejected):
         with stores.database.connection() as connection:
             quarantine(connection, rejected, source="table market_data")
-    bars = extracted[reasons.isna()].sort_values(["symbol", "time"], ignore_index=True)
-    bars["event_timestamp"] = close_time(bars["time"], stores.timeframe)
-    changed = write_months(context, stores.lake, MARKET_DATA, bars, CLOSED_BAR_SCHEMA)
+    revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
+    changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA)
     return dg.MaterializeResult(
         metadata=row_metadata(
-            len(bars),
-            bars["time"],
+            len(revisions),
+            revisions["time"],
             files_changed=changed,
+            bars=len(latest_revisions(revisions)),
             still_forming=int((reasons == "not_closed_yet").sum()),
             quarantined=len(rejected),
             reasons=rejected["reason"].value_counts().to_dict(),

@@ -1,6 +1,7 @@
 """Features: registered, computed, served."""
 
 import dagster as dg
+import pandas as pd
 
 from mt5_crs_pipeline.adapters.feature_parity import (
     certify,
@@ -8,6 +9,7 @@ from mt5_crs_pipeline.adapters.feature_parity import (
     parity_of_online_store,
 )
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES
+from mt5_crs_pipeline.adapters.online_store import newest_in_lake
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, month_of
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
@@ -16,7 +18,6 @@ from mt5_crs_pipeline.core.feature_rows import (
     feature_schema,
 )
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
-from mt5_crs_pipeline.core.parity import NOTHING_COMPARED
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
 from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, ONLINE_CHECK, PARITY_CHECK, check_features, check_parity
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
@@ -41,10 +42,10 @@ def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     metadata=column_schema(feature_schema()),
 )
 def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Features of every bar of the months, computed with exactly the history they declare to need."""
+    """Features of every bar of the months, one version for every state of the bars they were computed from."""
     months = context.partition_keys
-    bars = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
-    rows = feature_rows(bars, stores.timeframe)
+    revisions = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    rows = feature_rows(revisions, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
     parity = parity_of_lake(stores.lake, months)
@@ -55,6 +56,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             files_changed=changed,
             features=len(PIPELINE_FEATURES.features),
             lookback_bars=PIPELINE_FEATURES.lookback,
+            bars=len(rows[["symbol", "time"]].drop_duplicates()),
             warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
         ),
         check_results=[
@@ -72,22 +74,18 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     check_specs=[ONLINE_CHECK],
 )
 def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Newest feature row of every symbol that has bars from these months on, in Feast's online store."""
-    first = min(context.partition_keys)
-    months = [month for month in stores.lake.months(TECHNICAL_FEATURES) if month >= first]
-    columns = ["symbol", EVENT_TIMESTAMP]
-    affected = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
-    times = affected[EVENT_TIMESTAMP]
-    parity = NOTHING_COMPARED
-    if len(affected):
-        with stores.feast() as feast:
-            # The window ends at the newest row of all, so that an older month never replaces a newer value.
-            feast.materialize(times.min().to_pydatetime(), times.max().to_pydatetime())
-            parity = parity_of_online_store(feast, stores.lake, months)
-    newest = affected.groupby("symbol")[EVENT_TIMESTAMP].max()
+    """Newest feature row of every symbol that has bars in these months, online unless a newer one is there already."""
+    months = context.partition_keys
+    with stores.feast() as feast:
+        # Read inside the writer's lock, so that no row read before a correction replaces it.
+        online = feast.write_online(lambda: newest_in_lake(stores.lake, months))
+        parity = parity_of_online_store(feast, stores.lake, months)
     return dg.MaterializeResult(
         metadata=row_metadata(
-            len(newest), newest, newest={symbol: time.isoformat() for symbol, time in newest.items()}
+            len(online.written),
+            pd.Series(online.written),
+            left_alone=len(online.left_alone),
+            newest={symbol: time.isoformat() for symbol, time in online.written.items()},
         ),
         check_results=[check_parity(ONLINE_CHECK, parity, certify(parity))],
     )

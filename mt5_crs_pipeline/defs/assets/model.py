@@ -6,18 +6,26 @@ from datetime import UTC, datetime
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
+from pydantic import Field
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
-from mt5_crs_pipeline.adapters.lake import MARKET_DATA, parquet_bytes, read_parquet
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.model_store import Bundle
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
-from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, training_schema
+from mt5_crs_pipeline.core.feature_rows import (
+    KNOWN_AT,
+    PIPELINE_FEATURES,
+    RECORDED_AT,
+    feature_schema,
+    known_at_close,
+    training_schema,
+)
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
 from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance, model_version, out_of_sample_predictions
@@ -30,6 +38,14 @@ from mt5_crs_pipeline.defs.resources import Stores
 TRAINING = TrainingConfig()
 
 
+class TrainingSetConfig(dg.Config):
+    """What may be chosen for one run."""
+
+    as_of: str | None = Field(
+        None, description="Build it from what was recorded by then (ISO 8601 with offset); empty: from everything."
+    )
+
+
 @dg.asset(
     group_name="model",
     kinds={"feast", "parquet"},
@@ -38,15 +54,21 @@ TRAINING = TrainingConfig()
     check_specs=[TRAINING_CHECK],
     metadata=column_schema(training_schema()),
 )
-def training_set(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Every closed label joined by Feast with the features at its bar's close; rows in warm-up are left out."""
-    bars = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """Every closed label joined by Feast with the features known at its bar's close; rows in warm-up are left out."""
+    bars = _bars_as_of(stores, config.as_of)
+    # Not the clock: as of this instant the same rows come out whenever they are asked for.
+    as_of = bars["recorded_at"].max().to_pydatetime()
     labels = labelled_bars(adjusted(bars), stores.timeframe)
+    stamps = ["symbol", EVENT_TIMESTAMP, KNOWN_AT, RECORDED_AT]
+    months = stores.lake.months(TECHNICAL_FEATURES)
+    features = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), stamps).to_pandas()
+    answerable = labels.merge(known_at_close(features, as_of))
     with stores.feast() as feast:
-        rows = feast.training_rows(labels)
+        rows = feast.training_rows(answerable, as_of)
     complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
     if complete.empty:
-        longest = bars["symbol"].value_counts().max() if len(bars) else 0
+        longest = bars["symbol"].value_counts().max()
         raise InputError(
             f"no training rows: a row needs {PIPELINE_FEATURES.lookback} bars and the one after, the longest history"
             f" has {longest} bars; ingest more"
@@ -58,9 +80,10 @@ def training_set(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         metadata=row_metadata(
             len(complete),
             complete[EVENT_TIMESTAMP],
-            as_of=datetime.now(UTC).isoformat(),
+            as_of=as_of.isoformat(),
             data_fingerprint=sha256(stores.lake.training_set),
             rows_left_out_in_warm_up=len(rows) - len(complete),
+            rows_left_out_as_known_later=len(labels) - len(answerable),
         ),
         check_results=[check_training_rows(stores.lake)],
     )
@@ -150,6 +173,15 @@ def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             else "none yet: the newest model answers, marked unproven",
         }
     )
+
+
+def _bars_as_of(stores: Stores, as_of: str | None) -> pd.DataFrame:
+    revisions = stores.lake.read(MARKET_DATA, stores.lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+    bars = latest_revisions(revisions, None if as_of is None else instant(as_of))
+    if bars.empty:
+        since = f" as of {as_of}: the first was recorded at {revisions['recorded_at'].min()}" if len(revisions) else ""
+        raise InputError(f"no training rows: no bars are in the lake{since}")
+    return bars
 
 
 def _training_rows(stores: Stores) -> pd.DataFrame:
