@@ -153,6 +153,8 @@ def _common_schema(schema: pa.Schema, fragments: list[ds.Fragment], columns: Seq
     for name in columns:
         at = schema.get_field_index(name)
         found = [fragment.physical_schema for fragment in fragments if name in fragment.physical_schema.names]
+        if all(one.field(name).type == schema.field(at).type for one in found):
+            continue
         schemas = [pa.schema([schema.field(at)]), *(pa.schema([one.field(name)]) for one in found)]
         # Without a common type the reader casts to the first file's, or says that it cannot.
         with contextlib.suppress(pa.ArrowTypeError):

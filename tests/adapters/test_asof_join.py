@@ -31,7 +31,7 @@ def later(left: Any, right: Any) -> bool:
 
 
 def version_of(row: dict[str, Any]) -> list[Any]:
-    return [row["event"], row.get("known"), row.get("recorded")]
+    return [row["event"], row.get("recorded"), row.get("known")]
 
 
 def is_newer(row: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -173,6 +173,12 @@ def test_ttl_counts_from_the_event_and_not_from_when_it_was_known() -> None:
 def test_of_equal_versions_the_last_recorded_wins_then_the_last(recorded: list[int | None], expected: int) -> None:
     rows: dict[str, list[int | None]] = {"event": [5, 5], "known": [7, 7], "recorded": recorded}
     assert answers([7], rows) == [expected]
+
+
+def test_an_older_recording_that_is_known_later_replaces_nothing() -> None:
+    rows: dict[str, list[int | None]] = {"event": [5, 5], "known": [7, 9], "recorded": [8, 6]}
+    assert answers([6, 7, 9], rows) == [None, 0, 0]
+    assert answers([6, 7, 9], rows, live=False) == [0, 0, 0]
 
 
 def test_a_row_of_unknown_arrival_counts_only_where_arrival_does_not() -> None:
