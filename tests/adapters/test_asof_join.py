@@ -187,6 +187,13 @@ def test_a_row_of_unknown_arrival_counts_only_where_arrival_does_not() -> None:
     assert answers([9], rows, live=False) == [1]
 
 
+def test_a_key_that_comes_back_with_older_rows_is_put_in_order() -> None:
+    """Times rise wherever a row follows one of its own key, and still the rows of A are not in order."""
+    rows = pl.DataFrame({"key0": ["A", "B", "A"], "event": [5, 1, 2]})
+    questions = pl.DataFrame({"key0": ["A", "A", "A", "B"], "time": [1, 2, 5, 5]})
+    assert newest_known(questions, rows, ["key0"], None, live=True).to_list() == [None, 2, 0, 1]
+
+
 def test_many_rows_in_no_order_are_answered_as_by_a_loop() -> None:
     """Large enough for polars to work in parallel."""
     random = np.random.default_rng(5)

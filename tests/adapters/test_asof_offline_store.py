@@ -345,6 +345,13 @@ def test_a_date_range_gives_each_event_once_as_known_at_its_end(store: FeatureSt
         assert between(store, 0, 99) == [(0, "A", 1.0), (2, "B", -1.0), (4, "A", 2.0)]
 
 
+def test_a_date_range_with_a_recorded_column_is_as_known_at_its_end_too(tmp_path: Path) -> None:
+    view = MadeView("bars", ["symbol"], RECORDED_AGAIN)
+    store = applied(tmp_path, view.on_files(tmp_path), recorded_timestamp_column="written")
+    assert between(store, 0, 25) == [(0, "A", 1.5), (2, "B", -1.0), (4, "A", 2.5)]
+    assert between(store, 0, 19) == [(0, "A", 1.5), (2, "B", -1.0), (4, "A", 2.0)]
+
+
 def test_a_date_range_takes_events_of_all_views_and_their_values_at_each(tmp_path: Path) -> None:
     lots = made_view(
         "lots", ["symbol"], [{"symbol": "A", "at": at, "price": float(at)} for at in (1, 3)], timedelta(minutes=2)

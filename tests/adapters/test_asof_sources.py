@@ -146,12 +146,19 @@ def test_times_of_every_unit_and_zone_mean_the_same(tmp_path: Path, unit: str, z
 
 
 def test_dates_and_text_are_times(tmp_path: Path) -> None:
-    days = pd.DataFrame({"symbol": ["A", "A"], "at": ["2024-02-28", "2024-02-29"], "raw": [1.0, 2.0]})
+    """Both ends of the window included, which the store compares itself here."""
+    texts = ["2024-02-27", "2024-02-28", "2024-02-29", "2024-03-09"]
+    days = pd.DataFrame({"symbol": "A", "at": texts, "raw": [0.0, 1.0, 2.0, 3.0]})
     days.to_parquet(tmp_path / "text.parquet")
     days.assign(at=pd.to_datetime(days["at"]).dt.date).to_parquet(tmp_path / "date.parquet")
+    day = 24 * 60
     for name in ("text", "date"):
-        view = file_view(tmp_path / f"{name}.parquet", created_timestamp_column="")
-        assert same(prices(applied(tmp_path, view)), [2.0, np.nan, 2.0, 2.0]), name
+        view = MadeView("bars", ["symbol"], VIEW.rows, timedelta(days=1))
+        path = str(tmp_path / f"{name}.parquet")
+        source = FileSource(path=path, **view.source_arguments() | {"created_timestamp_column": ""})
+        store = applied(tmp_path, view.with_source(source))
+        assert same(prices(store, asked(("A", -day), ("A", -2 * day))), [2.0, 1.0]), name
+        assert same(prices(store, asked(("A", 0), ("A", 1))), [2.0, np.nan]), name
 
 
 @pytest.mark.parametrize("ttl", [timedelta(days=365 * 400), timedelta(days=365 * 5000)])
@@ -311,6 +318,23 @@ def test_tables_are_looked_up_in_the_configured_schema_first(
     view = database_view(table="bars")
     assert same(prices(applied(tmp_path, view, **database, db_schema="mine")), [np.nan, 2.0, np.nan, np.nan])
     assert same(prices(applied(tmp_path, view, **database, db_schema="nowhere")), ANSWERS)
+
+
+def test_naive_times_of_a_table_are_utc_whatever_the_zone_of_the_server(
+    tmp_path: Path, database_url: str, database: dict[str, Any]
+) -> None:
+    for zone in ("Asia/Tokyo", "America/New_York"):
+        with connected(database_url) as connection, connection.cursor() as cursor:
+            cursor.execute(
+                f"alter role mt5_crs set timezone = '{zone}'; drop table if exists naive; create table naive as"
+                " select symbol, at at time zone 'UTC' as at, known at time zone 'UTC' as known, raw from bars"
+            )
+        view = MadeView("bars", ["symbol"], VIEW.rows, timedelta(minutes=6))
+        source = PostgreSQLSource(table="naive", **view.source_arguments())
+        found = prices(applied(tmp_path, view.with_source(source), **database))
+        with connected(database_url) as connection, connection.cursor() as cursor:
+            cursor.execute("alter role mt5_crs reset timezone")
+        assert same(found, ANSWERS), zone
 
 
 def test_types_that_only_the_server_knows_are_read(tmp_path: Path, database_url: str) -> None:
