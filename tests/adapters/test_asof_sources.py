@@ -337,6 +337,18 @@ def test_naive_times_of_a_table_are_utc_whatever_the_zone_of_the_server(
         assert same(found, ANSWERS), zone
 
 
+def test_dates_of_a_table_are_the_beginning_of_their_day(tmp_path: Path, database_url: str) -> None:
+    write_table(VIEW.rows, database_url, "bars")
+    with connected(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute("create table days as select symbol, date '2024-02-29' + bars_count::int as at, raw from bars")
+    view = MadeView("bars", ["symbol"], VIEW.rows, timedelta(days=1))
+    source = PostgreSQLSource(table="days", **view.source_arguments() | {"created_timestamp_column": ""})
+    store = applied(tmp_path, view.with_source(source), **connection_settings(database_url))
+    day = 24 * 60
+    entities = asked(("A", -1), ("A", 0), ("A", day - 1), ("A", day), ("A", 2 * day), ("A", 2 * day + 1))
+    assert same(prices(store, entities), [np.nan, 1.0, 1.0, 1.5, 1.5, np.nan])
+
+
 def test_types_that_only_the_server_knows_are_read(tmp_path: Path, database_url: str) -> None:
     with connected(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(
