@@ -47,6 +47,8 @@ def dataset_of(config: RepoConfig, source: FileSource) -> ds.Dataset:
             partitioning="hive",
             partition_base_dir=base,
         )
+    except FileNotFoundError as error:
+        raise DataSourceNotFoundException(path) from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet: {_one_line(error)}") from error
     if not dataset.files:
@@ -80,7 +82,7 @@ def append_to_files(config: RepoConfig, source: FileSource, table: pa.Table) -> 
     """Add `table` to a file, which is replaced, or as new files to a folder; raise InputError for a pattern."""
     filesystem, path = _place(config, source)
     dataset = dataset_of(config, source)
-    table = _cast(table, dataset.schema)
+    table = in_types_of(dataset.schema, table)
     if filesystem is not None or Path(path).is_dir():
         folders = {key for part in dataset.get_fragments() for key in ds.get_partition_keys(part.partition_expression)}
         _add_files(table, path, filesystem, [name for name in dataset.schema.names if name in folders])
@@ -89,6 +91,20 @@ def append_to_files(config: RepoConfig, source: FileSource, table: pa.Table) -> 
         commit_file(Path(path), lambda file: pq.write_table(together, file, write_page_checksum=True))
     else:
         raise InputError(f"source {path} is a pattern: nothing can be written into it")
+
+
+def in_types_of(schema: pa.Schema, table: pa.Table) -> pa.Table:
+    """Return the columns of `schema` in its types; raise InputError for a value that would change."""
+    columns = []
+    for field in schema:
+        try:
+            columns.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            said = _one_line(error)
+            raise InputError(
+                f"column {field.name} is stored as {field.type}, {table[field.name].type}: {said}"
+            ) from error
+    return pa.table(columns, schema=schema)
 
 
 def add_files(config: RepoConfig, source: FileSource, table: pa.Table, partition_by: Sequence[str]) -> None:
@@ -160,19 +176,6 @@ def _common_schema(schema: pa.Schema, fragments: list[ds.Fragment], columns: Seq
         with contextlib.suppress(pa.ArrowTypeError):
             schema = schema.set(at, pa.unify_schemas(schemas, promote_options="permissive").field(0))
     return schema
-
-
-def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    columns = []
-    for field in schema:
-        try:
-            columns.append(table[field.name].cast(field.type))
-        except pa.ArrowException as error:
-            said = _one_line(error)
-            raise InputError(
-                f"column {field.name} is stored as {field.type}, {table[field.name].type}: {said}"
-            ) from error
-    return pa.table(columns, schema=schema)
 
 
 def _add_files(table: pa.Table, folder: str, filesystem: Any, partition_by: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from feast.data_source import DataSource
 from feast.errors import DataSourceNotFoundException, SavedDatasetLocationAlreadyExists
 from feast.repo_config import RepoConfig
 
+from mt5_crs_pipeline.adapters.asof_files import in_types_of
 from mt5_crs_pipeline.core.errors import DatabaseRefusedError, DatabaseUnavailableError, InputError
 
 _REFUSED_BEFORE_LOGIN = re.compile(r"authentication failed|no password supplied|FATAL: .*(does not exist|pg_hba\.conf)")
@@ -22,8 +23,7 @@ _SERVER_IS_GONE = ("08", "53", "57")
 def postgres_columns(config: RepoConfig, source: DataSource) -> list[str]:
     """Return the column names of a table or query; raise DataSourceNotFoundException when there is no such table."""
     with _postgres(config) as connection, connection.cursor() as cursor:
-        cursor.execute(f"select * from {_relation(cursor, source)} limit 0")  # noqa: S608, quoted by the server
-        return list(cursor.fetch_arrow_table().schema.names)
+        return list(_schema(cursor, _relation(cursor, source)).names)
 
 
 def read_postgres(
@@ -60,13 +60,16 @@ def query_postgres(config: RepoConfig, query: str) -> pa.Table:
 
 
 def append_to_postgres(config: RepoConfig, source: DataSource, table: pa.Table) -> None:
-    """Add `table` to the rows of a table; the server converts its types. Raises InputError for a query."""
+    """Add `table` to the rows of a table; raise InputError for a value that would change, and for a query."""
     from psycopg.sql import SQL, Identifier
 
     _table(source)
     with _postgres(config) as connection, connection.cursor() as cursor:
         relation = _relation(cursor, source)
-        # By way of a table in Arrow's types: the server converts them, and COPY does not.
+        stored = _schema(cursor, relation)
+        # Types that only PostgreSQL knows are left to the server: by way of a table, since COPY converts nothing.
+        types = [table.schema.field(one.name) if isinstance(one.type, pa.BaseExtensionType) else one for one in stored]
+        table = in_types_of(pa.schema(types), table)
         staging = Identifier(f"rows_{uuid.uuid4().hex}")
         cursor.adbc_ingest(staging.as_string(None).strip('"'), table, temporary=True)
         columns = SQL(", ").join(map(Identifier, table.column_names))
@@ -151,6 +154,11 @@ def _relation(cursor: Any, source: DataSource) -> str:
     if name is None:
         raise DataSourceNotFoundException(_table(source))
     return str(name)
+
+
+def _schema(cursor: Any, relation: str) -> pa.Schema:
+    cursor.execute(f"select * from {relation} limit 0")  # noqa: S608, quoted by the server
+    return cursor.fetch_arrow_table().schema
 
 
 def _part_of_a_query(query: str) -> str:

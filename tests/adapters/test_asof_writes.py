@@ -152,9 +152,10 @@ def test_values_that_do_not_fit_are_refused_and_nothing_is_written(
     else:
         store = applied(tmp_path, VIEW.on_files(tmp_path, layout))
     before = {path: sha256(path) for path in tmp_path.rglob("*.parquet")}
-    with pytest.raises(InputError) as refusal:
-        store.write_to_offline_store("bars", NEW.assign(bars_count=["three", "four"]))
-    assert "\n" not in str(refusal.value) and "bars_count" in str(refusal.value)
+    for values in (["three", "four"], [1.5, 2.0], [2.0**70, 1.0]):
+        with pytest.raises(InputError) as refusal:
+            store.write_to_offline_store("bars", NEW.assign(bars_count=values))
+        assert "\n" not in str(refusal.value) and "bars_count" in str(refusal.value)
     assert {path: sha256(path) for path in tmp_path.rglob("*.parquet")} == before
     if layout == "postgres":
         assert query(database_url, "select count(*) from bars") == [(2,)]
