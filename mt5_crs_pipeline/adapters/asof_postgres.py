@@ -72,9 +72,15 @@ def append_to_postgres(config: RepoConfig, source: DataSource, table: pa.Table) 
         table = in_types_of(pa.schema(types), table)
         staging = Identifier(f"rows_{uuid.uuid4().hex}")
         cursor.adbc_ingest(staging.as_string(None).strip('"'), table, temporary=True)
-        columns = SQL(", ").join(map(Identifier, table.column_names))
-        insert = SQL("insert into {} ({columns}) select {columns} from pg_temp.{}")
-        cursor.execute(insert.format(SQL(relation), staging, columns=columns).as_string(None))
+        columns = [Identifier(name) for name in table.column_names]
+        names = [Identifier(stored.field(name).metadata[b"POSTGRESQL:type"].decode()) for name in table.column_names]
+        insert = SQL("insert into {} ({}) select {} from pg_temp.{}").format(
+            SQL(relation),
+            SQL(", ").join(columns),
+            SQL(", ").join(map(SQL("{}::{}").format, columns, names)),
+            staging,
+        )
+        cursor.execute(insert.as_string(None))
         connection.commit()
 
 

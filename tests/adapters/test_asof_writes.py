@@ -111,6 +111,23 @@ def test_rows_are_appended_to_a_table_in_its_own_types(tmp_path: Path, database_
     assert query(database_url, "select pg_typeof(raw)::text, count(*) from public.bars group by 1") == [("numeric", 3)]
 
 
+def test_a_table_takes_what_fits_its_types_and_nothing_else(tmp_path: Path, database_url: str) -> None:
+    """A column of nulls alone has no type, JSON comes as text, a fraction is no whole number; COPY takes bytes."""
+    with connected(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "create table bars (symbol text, at timestamptz, known timestamptz, raw float8, bars_count int8,"
+            " bars_note jsonb)"
+        )
+    view = VIEW.with_source(PostgreSQLSource(table="bars", **VIEW.source_arguments() | {"name": "s"}))
+    store = applied(tmp_path, view, **connection_settings(database_url))
+    store.write_to_offline_store("bars", NEW.assign(raw=[3, 4], bars_count=None, bars_note=['{"a": 1}', None]))
+    written = [(3.0, None, '{"a": 1}'), (4.0, None, None)]
+    assert query(database_url, "select raw, bars_count, bars_note::text from bars order by raw") == written
+    with pytest.raises(InputError, match="bars_count"):
+        store.write_to_offline_store("bars", NEW.assign(bars_count=[1.5, 2.0], bars_note=None))
+    assert query(database_url, "select raw, bars_count, bars_note::text from bars order by raw") == written
+
+
 @pytest.mark.parametrize("table", ['"Upper ""Case"', "Other.BARS", '"o.ther"."b.ars"'])
 def test_tables_of_any_name_are_appended_to(tmp_path: Path, database_url: str, table: str) -> None:
     write_table(VIEW.rows, database_url, "bars")
