@@ -287,4 +287,5 @@ def _ticks(times: pa.ChunkedArray) -> pl.Series:
 def _series(values: pa.ChunkedArray | pa.Array) -> pl.Series:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    return pl.Series(pl.from_arrow(values))
+    # In one piece: looking up the piece of each value is most of gathering it.
+    return pl.Series(pl.from_arrow(values)).rechunk()
