@@ -26,8 +26,8 @@ class TrainingConfig:
     max_rounds: int = 300
     early_stopping_rounds: int = 20
     early_stopping_share: float = 0.2
-    folds: int = 8
-    first_train_share: float = 0.3
+    first_train_times: int = 100
+    window_growth: float = 0.25
     seed: int = 7
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def out_of_sample_predictions(rows: pd.DataFrame, features: list[str], config: T
     Returns symbol, event_timestamp, target and probability, in the order of the windows.
     """
     parts = []
-    for split in walk_forward(rows, config.folds, config.first_train_share):
+    for split in walk_forward(rows, config.first_train_times, config.window_growth):
         booster = fit(rows.iloc[split.train], features, config)
         test = rows.iloc[split.test]
         parts.append(test[["symbol", "event_timestamp", TARGET]].assign(probability=predict(booster, test)))

@@ -1,7 +1,6 @@
 """Purged walk-forward windows on the time axis."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,28 +20,33 @@ class Split:
     test_start: pd.Timestamp
 
 
-def walk_forward(rows: pd.DataFrame, folds: int, first_train_share: float) -> list[Split]:
-    """Cut time into a first training part and `folds` test windows that follow each other.
+def walk_forward(rows: pd.DataFrame, first_times: int, growth: float) -> list[Split]:
+    """Cut time into a first training part of `first_times` and test windows that follow each other to the end.
 
     `rows` has event_timestamp and label_time (aware). Windows are cut on the sorted unique times, so rows of one time
     are never on both sides. A fold trains on everything before its test window except rows whose label closes at or
     after the window's start: they are purged, because their label is made of the prices to be predicted from.
-    The estimate is that of retraining once per window; it says nothing about trading costs.
-    Raises InputError when there are too few times for every window to have one and something to learn from.
+    A window is as long as `growth` times the history before it. So the cuts depend on the history before them alone:
+    later rows add windows and lengthen the last, and what was predicted once is never predicted anew. The estimate is
+    that of retraining once per window; it says nothing about trading costs.
+    Raises InputError when there are too few times for a window and something to learn from.
     """
     times = np.sort(rows["event_timestamp"].unique())
-    first = int(len(times) * first_train_share)
-    edges = np.linspace(first, len(times), folds + 1).astype(int)
-    too_few = f"{len(times)} bar times are too few for {folds} walk-forward windows: ingest more bars"
-    if first < 2 or (np.diff(edges) < 1).any():
-        raise InputError(too_few)
     splits = []
-    for start, end in pairwise(edges):
+    start = first_times
+    while start < len(times):
         test_start = pd.Timestamp(times[start])
-        in_test = (rows["event_timestamp"] >= test_start) & (rows["event_timestamp"] <= times[end - 1])
+        end = start + max(int(start * growth), 1)
+        in_test = rows["event_timestamp"] >= test_start
+        if end < len(times):
+            in_test &= rows["event_timestamp"] < times[end]
         splits.append(Split(_closed_before(rows, test_start), np.flatnonzero(in_test.to_numpy()), test_start))
-    if not len(splits[0].train):
-        raise InputError(too_few)
+        start = end
+    if not splits or not len(splits[0].train):
+        raise InputError(
+            f"{len(times)} bar times are too few: the first {first_times} are learnt from, later ones predicted;"
+            " ingest more bars"
+        )
     return splits
 
 
