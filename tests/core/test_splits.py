@@ -27,42 +27,57 @@ def training_rows(times: int, symbols: int = 3, horizon: int = 1, seed: int = 0,
     times=st.integers(30, 120),
     symbols=st.integers(1, 4),
     horizon=st.integers(1, 6),
-    folds=st.integers(1, 6),
-    share=st.sampled_from([0.2, 0.3, 0.5]),
+    first=st.integers(2, 25),
+    growth=st.sampled_from([0.01, 0.1, 0.25, 2.0]),
     missing=st.sampled_from([0.0, 0.3]),
     seed=st.integers(0, 5),
 )
 def test_windows_are_purged_disjoint_and_together_everything_after_the_first_part(
-    times: int, symbols: int, horizon: int, folds: int, share: float, missing: float, seed: int
+    times: int, symbols: int, horizon: int, first: int, growth: float, missing: float, seed: int
 ) -> None:
     rows = training_rows(times, symbols, horizon, seed, missing)
     events, labels = rows["event_timestamp"].tolist(), rows["label_time"].tolist()
-    first = sorted(set(events))[int(len(set(events)) * share)]
-    if min(labels) >= first:
+    ordered = sorted(set(events))
+    if first >= len(ordered) or min(labels) >= ordered[first]:
         with pytest.raises(InputError, match="too few"):
-            walk_forward(rows, folds, share)
+            walk_forward(rows, first, growth)
         return
-    splits = walk_forward(rows, folds, share)
-    assert len(splits) == folds
+    splits = walk_forward(rows, first, growth)
     for split in splits:
         test_times = {events[row] for row in split.test}
         train_times = {events[row] for row in split.train}
         assert min(test_times) == split.test_start
+        # No label that is learnt from touches the window.
         assert max(labels[row] for row in split.train) < split.test_start
         assert not train_times & test_times
         # Nothing but the purge is left out of what came before.
         past = [row for row in range(len(rows)) if labels[row] < split.test_start]
         assert sorted(split.train.tolist()) == past
     tested = [row for split in splits for row in split.test.tolist()]
-    assert sorted(tested) == [row for row in range(len(rows)) if events[row] >= first]
+    assert sorted(tested) == [row for row in range(len(rows)) if events[row] >= ordered[first]]
     starts = [split.test_start for split in splits]
-    assert starts == sorted(set(starts)) and starts[0] == first
+    assert starts == sorted(set(starts)) and starts[0] == ordered[first]
+
+
+@settings(max_examples=30, deadline=None)
+@given(kept=st.integers(12, 99), growth=st.sampled_from([0.05, 0.25, 1.0]))
+def test_later_rows_move_no_window(kept: int, growth: float) -> None:
+    rows = training_rows(100, symbols=2)
+    times = sorted(rows["event_timestamp"].unique())
+    earlier = rows[rows["event_timestamp"] < times[min(kept, len(times) - 1)]]
+    whole, part = walk_forward(rows, 10, growth), walk_forward(earlier, 10, growth)
+    assert len(part) <= len(whole)
+    for early, late in zip(part, whole, strict=False):
+        assert early.test_start == late.test_start
+        assert set(earlier.index[early.train]) == set(rows.index[late.train])
+    for early, late in zip(part[:-1], whole, strict=False):
+        assert set(earlier.index[early.test]) == set(rows.index[late.test])
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 def test_the_purge_takes_the_last_bars_of_every_symbol(horizon: int) -> None:
     rows = training_rows(100, symbols=3, horizon=horizon)
-    for split in walk_forward(rows, 4, 0.3):
+    for split in walk_forward(rows, 30, 0.5):
         before = rows["event_timestamp"] < split.test_start
         purged = np.setdiff1d(np.flatnonzero(before), split.train)
         assert len(purged) == 3 * horizon
@@ -70,28 +85,27 @@ def test_the_purge_takes_the_last_bars_of_every_symbol(horizon: int) -> None:
         assert set(rows["event_timestamp"].iloc[purged]) == set(last)
 
 
-def test_windows_are_of_equal_length_to_one_time() -> None:
+def test_a_window_is_as_long_as_its_share_of_the_history_before_it() -> None:
     rows = training_rows(101, symbols=1)
-    lengths = [rows["event_timestamp"].iloc[split.test].nunique() for split in walk_forward(rows, 7, 0.3)]
-    assert max(lengths) - min(lengths) <= 1
-    assert sum(lengths) == 70
+    lengths = [rows["event_timestamp"].iloc[split.test].nunique() for split in walk_forward(rows, 20, 0.5)]
+    assert lengths == [10, 15, 22, 33]
 
 
 def test_row_order_does_not_change_the_windows() -> None:
     rows = training_rows(60)
     ordered = rows.sort_values(["event_timestamp", "symbol"])
-    for shuffled, sorted_ in zip(walk_forward(rows, 3, 0.3), walk_forward(ordered, 3, 0.3), strict=True):
+    for shuffled, sorted_ in zip(walk_forward(rows, 20, 0.4), walk_forward(ordered, 20, 0.4), strict=True):
         assert shuffled.test_start == sorted_.test_start
         assert set(rows.index[shuffled.train]) == set(ordered.index[sorted_.train])
         assert set(rows.index[shuffled.test]) == set(ordered.index[sorted_.test])
 
 
-@pytest.mark.parametrize(("times", "folds"), [(0, 1), (1, 1), (4, 2), (6, 8), (10, 8)])
-def test_too_few_times_are_refused_by_their_number(times: int, folds: int) -> None:
+@pytest.mark.parametrize("times", [0, 1, 4, 10])
+def test_too_few_times_are_refused_by_their_number(times: int) -> None:
     rows = training_rows(times + 1, symbols=1)
     assert len(rows) == times
-    with pytest.raises(InputError, match=f"^{times} bar times are too few for {folds} walk-forward windows"):
-        walk_forward(rows, folds, 0.3)
+    with pytest.raises(InputError, match=f"^{times} bar times are too few: the first 10 are learnt from"):
+        walk_forward(rows, 10, 0.25)
 
 
 @pytest.mark.parametrize("horizon", [1, 5])
