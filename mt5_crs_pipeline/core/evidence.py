@@ -1,8 +1,8 @@
 """Evidence that stays valid however often one looks: the wealth of a bettor who believes the model.
 
-The bettor starts with one unit and bets on every outcome at the prices of a rival who knows the best constant rate, and
-knows it in hindsight. If no model beats a constant rate, the wealth exceeds 1 / alpha at *any* of arbitrarily many looks
-with probability at most alpha (Ville 1939, Etude critique de la notion de collectif): it is an e-process, here by
+The bettor starts with one unit and bets on every outcome at the prices of a rival who knows the best constant rate,
+and knows it in hindsight. If no model beats a constant rate, the wealth exceeds 1 / alpha at *any* of arbitrarily many
+looks with probability at most alpha (Ville 1939, Etude critique de la notion de collectif): it is an e-process, here by
 universal inference (Wasserman, Ramdas, Balakrishnan 2020, Universal inference), whose denominator is the maximised
 likelihood of the null hypothesis. So a threshold needs no plan of when to stop, and tests of K recipes are paid for by
 ln K (Bonferroni).
