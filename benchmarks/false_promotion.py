@@ -90,9 +90,7 @@ def predictions(market: Market) -> pd.DataFrame:
         matrix = xgboost.QuantileDMatrix(train[NAMES], label=train["target"])
         booster = xgboost.train(PARAMETERS, matrix, num_boost_round=ROUNDS)
         parts.append(
-            month[["symbol", "event_timestamp", "target"]].assign(
-                probability=predict(booster, month), look=start
-            )
+            month[["symbol", "event_timestamp", "target"]].assign(probability=predict(booster, month), look=start)
         )
     return pd.concat(parts, ignore_index=True)
 
@@ -103,7 +101,7 @@ def first_promotions(market: Market) -> dict[str, int | None]:
     evidence = against_chance(made, recipes=1)
     ends = made.groupby("look")["event_timestamp"].max()
     wealth = evidence.curve.reindex(ends)
-    first: dict[str, int | None] = {name: None for name in RULES}
+    first: dict[str, int | None] = dict.fromkeys(RULES)
     for number, look in enumerate(ends.index):
         seen = made[made["look"] <= look]
         correct = ((seen["probability"] >= 0.5) == (seen["target"] == 1)).to_numpy()
@@ -138,7 +136,8 @@ def report(what: str, markets: list[Market], workers: ProcessPoolExecutor) -> No
         share = wilson_interval(len(after), len(markets))
         waited = f", after {statistics.median(after):,.0f} bars (median)" if after else ""
         print(
-            f"  {rule:<26} promotes {share.estimate:6.1%} (95 % interval {share.lower:.1%} to {share.upper:.1%}){waited}",
+            f"  {rule:<26} promotes {share.estimate:6.1%}"
+            f" (95 % interval {share.lower:.1%} to {share.upper:.1%}){waited}",
             flush=True,
         )
 

@@ -12,6 +12,17 @@ from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.core.evaluation import Evaluation
 
 TEMPLATE = "report.html.jinja"
+_MEANINGS = {
+    "accuracy": "base rate: always guessing the majority",
+    "balanced accuracy": "the mean of both classes' recall; a coin",
+    "precision of UP": "how often UP came when UP was said; always saying UP",
+    "recall of UP": "how much of UP was foreseen; always guessing the majority",
+    "F1 of UP": "precision and recall in one; always guessing the majority",
+    "AUC": "a coin; higher is better",
+    "log-loss": "always answering the share of UP; lower is better",
+    "Brier score": "always answering the share of UP; lower is better",
+    "information coefficient": "correlation of probability and outcome; nothing known",
+}
 
 
 def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict_promoted: bool) -> bytes:
@@ -30,6 +41,7 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
     environment.filters.update(share=_share, loss=_loss, count=_count, moment=_moment)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
+        meanings=_MEANINGS,
         promoted=verdict_promoted,
         pictures=_pictures(evaluation),
         groups=[

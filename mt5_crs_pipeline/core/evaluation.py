@@ -10,12 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.metrics import auc, base_rate, log_loss, metrics_with_intervals, times_needed
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
-
-PROBABILITY_FLOOR = 1e-15
-"""Log-loss keeps probabilities this far from 0 and 1, so one sure and wrong row costs 34.5 and not infinity."""
 
 MINIMUM_TIMES = 100
 """With fewer event times than this the interval is too narrow to be evidence, so no edge counts as shown."""
@@ -40,6 +38,8 @@ class Interval:
 class Evaluation:
     """The verdict on out-of-sample predictions; compare two of them by `to_dict()`.
 
+    `metrics`: as `metrics_with_intervals` returns them; `times_needed`: bar times until an edge of that many points
+    would show.
     `by_symbol` and `by_year`: group (str), rows, accuracy, lower, upper, base_rate, log_loss; the year is that of
     the bar's close in UTC. `reliability`: bin_lower, bin_upper, rows, mean_probability, share_up, lower, upper.
     `confusion`: counts, actual DOWN/UP down the index, predicted DOWN/UP along the columns.
@@ -56,6 +56,8 @@ class Evaluation:
     log_loss: float
     base_log_loss: float
     auc: float
+    metrics: pd.DataFrame
+    times_needed: dict[float, int]
     by_symbol: pd.DataFrame
     by_year: pd.DataFrame
     reliability: pd.DataFrame
@@ -99,6 +101,8 @@ class Evaluation:
             "log_loss": _json_number(self.log_loss),
             "base_log_loss": _json_number(self.base_log_loss),
             "auc": _json_number(self.auc),
+            "metrics": _records(self.metrics),
+            "times_needed": {f"{points:g}": times for points, times in self.times_needed.items()},
             "edge_shown": self.edge_shown,
             "verdict": self.verdict,
             "by_symbol": _records(self.by_symbol),
@@ -121,6 +125,12 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
     """
     rows = _validated(predictions)
     target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
+    metrics = metrics_with_intervals(rows).set_index("metric")
+    # Clusters know nothing of neighbouring times, a bootstrap little of few rows: the wider end is the honest one.
+    clustered = _accuracy(rows)
+    lower, upper = metrics.loc["accuracy", ["lower", "upper"]].tolist()
+    accuracy = Interval(clustered.estimate, min(clustered.lower, lower), max(clustered.upper, upper))
+    metrics.loc["accuracy", ["lower", "upper"]] = accuracy.lower, accuracy.upper
     ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
     return Evaluation(
         rows=len(rows),
@@ -128,11 +138,13 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
         symbols=int(rows["symbol"].nunique()),
         first_event_timestamp=rows["event_timestamp"].iloc[0],
         last_event_timestamp=rows["event_timestamp"].iloc[-1],
-        accuracy=_accuracy(rows),
+        accuracy=accuracy,
         base_rate=base_rate(target),
         log_loss=log_loss(target, probability),
         base_log_loss=log_loss(target, np.full(len(target), target.mean())),
         auc=auc(target, probability),
+        metrics=metrics.reset_index(),
+        times_needed=times_needed(rows),
         by_symbol=_by_group(rows, rows["symbol"]),
         by_year=_by_group(rows, rows["event_timestamp"].dt.year.astype(str)),
         reliability=_reliability(target, probability),
@@ -180,33 +192,6 @@ def wilson_interval(successes: float, rows: int) -> Interval:
     half_width = Z_95 / weight * math.sqrt(share * (1 - share) / rows + (Z_95 / (2 * rows)) ** 2)
     # Rounding may put an end a last bit beyond the share it must contain.
     return Interval(share, max(0.0, min(centre - half_width, share)), min(1.0, max(centre + half_width, share)))
-
-
-def base_rate(target: Array) -> float:
-    """Return the share of the more frequent class: what always guessing the majority reaches."""
-    share_up = float(np.mean(target))
-    return max(share_up, 1.0 - share_up)
-
-
-def log_loss(target: Array, probability: Array) -> float:
-    """Return the mean negative log-likelihood in nats; probabilities are kept PROBABILITY_FLOOR off 0 and 1."""
-    kept = np.clip(np.asarray(probability, dtype=np.float64), PROBABILITY_FLOOR, 1.0 - PROBABILITY_FLOOR)
-    return float(-np.mean(np.where(np.asarray(target) == 1, np.log(kept), np.log1p(-kept))))
-
-
-def auc(target: Array, probability: Array) -> float:
-    """Return the chance that a random UP row scores above a random DOWN row, a tie counting one half.
-
-    The Mann-Whitney rank form with average ranks; NaN when only one class occurs.
-    """
-    up = np.asarray(target) == 1
-    ups, downs = int(up.sum()), int((~up).sum())
-    if ups == 0 or downs == 0:
-        return math.nan
-    _, membership, counts = np.unique(probability, return_inverse=True, return_counts=True)
-    last_rank = np.cumsum(counts)
-    average_rank = last_rank - (counts - 1) / 2
-    return float((average_rank[membership][up].sum() - ups * (ups + 1) / 2) / (ups * downs))
 
 
 def _accuracy(rows: pd.DataFrame) -> Interval:
