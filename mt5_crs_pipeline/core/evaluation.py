@@ -128,7 +128,7 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
     metrics = metrics_with_intervals(rows).set_index("metric")
     # Clusters know nothing of neighbouring times, a bootstrap little of few rows: the wider end is the honest one.
     clustered = _accuracy(rows)
-    lower, upper = metrics.loc["accuracy", ["lower", "upper"]].tolist()
+    lower, upper = metrics.loc[["accuracy"], ["lower", "upper"]].to_numpy()[0].tolist()
     accuracy = Interval(clustered.estimate, min(clustered.lower, lower), max(clustered.upper, upper))
     metrics.loc["accuracy", ["lower", "upper"]] = accuracy.lower, accuracy.upper
     ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
