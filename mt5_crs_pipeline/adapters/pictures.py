@@ -6,6 +6,7 @@ Every picture takes matplotlib in when it is drawn, so that importing this modul
 import base64
 import io
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,6 +70,35 @@ def confusion_finding(evaluation: Evaluation) -> str:
         if counts[place].sum()
     ]
     return f"{' and '.join(shares)} are called right"
+
+
+def evidence_finding(comparison: Mapping[str, Any]) -> str:
+    """Say whether the log-wealth is above the threshold, and when it first was."""
+    wealth, needed = comparison["log_wealth"], comparison["threshold"]
+    if comparison["shown"]:
+        return f"Log-wealth {wealth:.1f} is above {needed:.1f}, first on {comparison['reached_at'][:10]}"
+    return f"Log-wealth {wealth:.1f} is not above the {needed:.1f} that show an edge"
+
+
+def evidence(comparison: Mapping[str, Any]) -> bytes:
+    """Draw the log-wealth of a bettor who believes the model, and the threshold.
+
+    `comparison` is a verdict's evidence: log_wealth, threshold, shown, reached_at, and curve as [ISO time, nats] pairs.
+    """
+    figure, axes = _figure(evidence_finding(comparison))
+    times = (
+        pd.to_datetime([time for time, _ in comparison["curve"]], utc=True, format="ISO8601")
+        .tz_localize(None)
+        .to_numpy()
+    )
+    wealth = [nats for _, nats in comparison["curve"]]
+    axes.axhline(0.0, color=QUIET, linewidth=0.8, zorder=1)
+    axes.axhline(comparison["threshold"], color=ORANGE, linewidth=2.0, label="an edge is shown above", zorder=2)
+    axes.plot(times, wealth, color=BLUE, linewidth=1.8, label="log-wealth", zorder=3)
+    axes.set_xlabel("bar's close (UTC)")
+    axes.set_ylabel("nats")
+    _legend(axes)
+    return _png(figure)
 
 
 def accuracy_by_year(evaluation: Evaluation) -> bytes:
