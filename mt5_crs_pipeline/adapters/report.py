@@ -10,15 +10,16 @@ import pandas as pd
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.core.evaluation import Evaluation
+from mt5_crs_pipeline.core.promotion import Verdict
 
 TEMPLATE = "report.html.jinja"
 
 
-def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict_promoted: bool) -> bytes:
+def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict: Verdict) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
-    `verdict_promoted` says whether this model became the champion.
+    `verdict` is the one on its promotion.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -30,7 +31,8 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
     environment.filters.update(share=_share, loss=_loss, count=_count, moment=_moment)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
-        promoted=verdict_promoted,
+        verdict=verdict,
+        chance=verdict.evidence["against_chance"],
         pictures=_pictures(evaluation),
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),

@@ -286,7 +286,7 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     kept = json.loads((stores.models.folder / "verdicts" / f"{version}.json").read_text())
     assert (kept["promoted"], kept["model_version"]) == (edge, version)
     assert kept["reason"].startswith("An edge was shown" if edge else "No edge was shown")
-    assert kept["evidence"]["rows"] == len(rows)
+    assert kept["evidence"]["against_chance"]["rows"] == len(rows)
 
 
 def test_the_ends_of_the_year_are_first_and_last(stores: Stores) -> None:
