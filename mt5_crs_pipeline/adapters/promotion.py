@@ -22,12 +22,12 @@ from mt5_crs_pipeline.core.promotion import ChampionChange, Comparison, Verdict,
 def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     """Return the verdict on a bundle as things stand, after counting its recipe; nothing is promoted.
 
-    The champion is not judged again: its verdict is the one that it was promoted with.
+    A bundle that is or was the champion is not judged again: its verdict is the one that it was promoted with.
     """
     recipes = record_trial(connection, bundle.timeframe, recipe(bundle.metadata))
-    champion = _answering(store)
-    if champion and champion.version == bundle.version and (kept := store.verdict(bundle.version)):
+    if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
         return Verdict(kept["promoted"], kept["reason"], kept["evidence"])
+    champion = _answering(store)
     predictions = bundle.predictions()
     rival = None
     if champion and recipe(champion.metadata) != recipe(bundle.metadata):
@@ -46,13 +46,17 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
 
 
 def promote_on_evidence(connection: Connection, store: ModelStore, bundle: Bundle, now: datetime) -> Verdict:
-    """Judge a bundle, keep the verdict, and make the bundle the champion when the verdict says so."""
+    """Judge a bundle, keep the verdict, and make the bundle the champion when the verdict says so.
+
+    One that was the champion does not become it by itself again: what was rolled back stays so until other data come.
+    """
     lock_promotions(connection)
     _changes_up_to_the_pointer(connection, store, bundle.timeframe)
     verdict = judge(connection, store, bundle)
     store.record_verdict(bundle.version, {"model_version": bundle.version, **verdict.to_dict()})
     record_verdict(connection, bundle.timeframe, bundle.version, bundle.checksum, verdict)
-    if verdict.promoted and store.promote(bundle, now.isoformat()):
+    if verdict.promoted and not _was_champion(connection, bundle):
+        store.promote(bundle, now.isoformat())
         record_champion_change(connection, bundle.timeframe, bundle.version, bundle.checksum, "promoted", now)
     return verdict
 
@@ -78,6 +82,10 @@ def roll_back(
     store.promote(bundle, now.isoformat(), "rolled back")
     record_champion_change(connection, timeframe, bundle.version, bundle.checksum, "rolled back", now)
     return bundle
+
+
+def _was_champion(connection: Connection, bundle: Bundle) -> bool:
+    return any(change.bundle_hash == bundle.checksum for change in champion_changes(connection, bundle.timeframe))
 
 
 def _answering(store: ModelStore) -> Bundle | None:

@@ -178,6 +178,18 @@ def test_an_upgrade_of_a_table_changed_by_hand_is_refused_and_changes_nothing(da
     assert query(database_url, "select max(version) from mt5_crs_schema_version") == [(1,)]
 
 
+@pytest.mark.parametrize("name", ["model_trial", "model_verdict", "model_champion_change"])
+def test_an_upgrade_that_meets_a_foreign_table_of_its_name_is_refused_and_changes_nothing(
+    database_url: str, name: str
+) -> None:
+    first_version(database_url)
+    query(database_url, f"create table {name} (id int, score numeric)")
+    with pytest.raises(SchemaMismatchError, match=f"'{name}'.*its columns: id, score.*or rename the table$") as error:
+        prepare_database(database_url)
+    one_line(error)
+    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,)]
+
+
 def test_a_newer_schema_is_refused(database_url: str) -> None:
     prepare_database(database_url)
     query(database_url, "insert into mt5_crs_schema_version (version) values (99)")
