@@ -1,4 +1,4 @@
-"""The command line: mt5-crs demo, ingest, retrain, predict, ui, doctor, exec."""
+"""The command line: mt5-crs demo, ingest, retrain, predict, rollback, ui, doctor, exec."""
 
 import contextlib
 import json
@@ -204,6 +204,22 @@ def predict(symbol: str | None, bars: Path | None, timezone: str | None, version
         _print_prediction(result)
 
 
+@commands.command(epilog="Example: MT5_CRS_TIMEFRAME=H1 mt5-crs rollback")
+@JSON_OPTION
+def rollback(as_json: bool) -> None:
+    """Return to the champion before this one, once its files are verified and it has predicted from stored bars."""
+    from mt5_crs_pipeline.rollback import return_to_earlier_champion
+
+    result = return_to_earlier_champion(load_settings())
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(
+        f"Champion is {result['model_version']} again; it replaces {result['replaced'] or 'a model that is gone'}"
+    )
+    _print_prediction(result["prediction"])
+
+
 @commands.command(epilog="Example: mt5-crs ui --port 3001")
 @click.option("--port", default=3000, show_default=True, type=click.IntRange(1, 65535))
 def ui(port: int) -> None:
@@ -307,6 +323,7 @@ def _counts_line(counts: dict[str, int], first: str | None = None, last: str | N
 def _print_model(result: dict[str, Any]) -> None:
     click.echo(f"\nModel {result['model_version']}: {'promoted' if result['promoted'] else 'not promoted'}")
     click.echo(f"  {result['verdict']}")
+    click.echo(f"  champion: {result['champion'] or 'none yet, the newest model answers'}")
     click.echo(f"  report: {result['report']}")
 
 

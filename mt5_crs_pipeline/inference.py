@@ -28,8 +28,8 @@ from mt5_crs_pipeline.settings import load_settings
 class Prediction:
     """One answer: will the next bar close higher than this one?
 
-    `probability` is that of UP, `confidence` that of the predicted direction; `edge_shown` says whether the model beat
-    the base rate out of sample, and `note` says it in words.
+    `probability` is that of UP, `confidence` that of the predicted direction; `edge_shown` says whether the model was
+    promoted on out-of-sample evidence, and `note` says it in words.
     """
 
     prediction: int
@@ -117,9 +117,9 @@ class PricePredictor:
             self._check_symbol(symbol)
         _check_numbers(rows, get_feature_names(self.config))
         note = (
-            "out-of-sample evidence clears the base rate"
+            "the model was promoted on out-of-sample evidence"
             if self.edge_shown
-            else "no edge over the base rate was shown for this model: treat the prediction as unproven"
+            else "the model was not promoted on out-of-sample evidence: treat the prediction as unproven"
         )
         return [
             Prediction(

@@ -118,14 +118,16 @@ def _training_config(as_of: datetime | None) -> dict[str, Any]:
 
 
 def newest_result(settings: Settings) -> dict[str, Any]:
-    """Return version, verdict and report of the model that the stored training set leads to."""
+    """Return version, verdict and report of the model that the stored training set leads to, and the champion."""
     stores = Stores(settings)
     version = current_version(stores)
     verdict = stores.models.verdict(version) or {}
+    champion = stores.models.champion()
     return {
         "model_version": version,
         "promoted": verdict.get("promoted", False),
         "verdict": verdict.get("reason", ""),
+        "champion": champion["model_version"] if champion else None,
         "report": str(settings.reports / f"{version}.html"),
     }
 

@@ -155,11 +155,10 @@ def stored(home: Path) -> list[tuple[str, Path, str]]:
 
 
 def data_files(home: Path) -> dict[str, str]:
-    """Hashes of everything that is made from the bars, less the files that name the moment of training."""
+    """Hashes of everything that is made from the bars, less the files that name the moment of training or promotion."""
     found = hashes(home / "lake") | hashes(home / "models")
-    return {
-        path: digest for path, digest in found.items() if Path(path).name not in ("model_metadata.json", "SHA256SUMS")
-    }
+    moments = ("model_metadata.json", "SHA256SUMS", "champion.json")
+    return {path: digest for path, digest in found.items() if Path(path).name not in moments}
 
 
 def content(home: Path) -> dict[str, str]:

@@ -15,6 +15,7 @@ from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
 from mt5_crs_pipeline.core.model import MODEL_TYPE
 from mt5_crs_pipeline.core.model_card import MODEL_FILE
+from mt5_crs_pipeline.core.promotion import How
 
 METADATA_FILE: Final = "model_metadata.json"
 PREDICTIONS_FILE: Final = "out_of_sample_predictions.parquet"
@@ -50,6 +51,16 @@ class Bundle:
     def version(self) -> str:
         """The model version, which is also the folder's name."""
         return str(self.metadata["model_version"])
+
+    @property
+    def timeframe(self) -> str:
+        """The timeframe of the bars it learned from."""
+        return str(self.metadata["timeframe"])
+
+    @property
+    def checksum(self) -> str:
+        """The SHA-256 of the checksums, which stands for every byte of the bundle."""
+        return hashlib.sha256((self.folder / CHECKSUMS_FILE).read_bytes()).hexdigest()
 
     def booster(self) -> Any:
         """Return the model as an xgboost.Booster; its hash was checked when the bundle was opened."""
@@ -115,7 +126,10 @@ class ModelStore:
         return open_bundle(self.folder / version)
 
     def champion(self) -> dict[str, Any] | None:
-        """Return the champion pointer (model_version, promoted_at, checksums_sha256), or None."""
+        """Return the champion pointer (model_version, promoted_at, how, checksums_sha256), or None.
+
+        Raises BundleRejectedError when the model it names is not there as it was promoted.
+        """
         path = self.folder / CHAMPION_FILE
         if not path.exists():
             return None
@@ -123,17 +137,29 @@ class ModelStore:
         sums = self.folder / str(pointer.get("model_version")) / CHECKSUMS_FILE
         if not sums.exists() or hashlib.sha256(sums.read_bytes()).hexdigest() != pointer.get("checksums_sha256"):
             raise BundleRejectedError(
-                f"{path} names a model that is not there as it was promoted: run `mt5-crs retrain`"
+                f"{path} names a model that is not there as it was promoted: run `mt5-crs retrain`, or"
+                " `mt5-crs rollback` for the one before"
             )
         return pointer
 
-    def promote(self, bundle: Bundle, promoted_at: str) -> bool:
+    def sound_champion(self) -> dict[str, Any] | None:
+        """Return the champion pointer, or None also where it names no model that is there as it was promoted."""
+        try:
+            return self.champion()
+        except BundleRejectedError:
+            return None
+
+    def promote(self, bundle: Bundle, promoted_at: str, how: How = "promoted") -> bool:
         """Point the champion at `bundle`; False when it already is."""
-        champion = self.champion()
+        champion = self.sound_champion()
         if champion and champion["model_version"] == bundle.version:
             return False
-        sums = hashlib.sha256((bundle.folder / CHECKSUMS_FILE).read_bytes()).hexdigest()
-        pointer = {"model_version": bundle.version, "promoted_at": promoted_at, "checksums_sha256": sums}
+        pointer = {
+            "model_version": bundle.version,
+            "promoted_at": promoted_at,
+            "how": how,
+            "checksums_sha256": bundle.checksum,
+        }
         return commit_bytes(self.folder / CHAMPION_FILE, _json(pointer))
 
     def record_verdict(self, version: str, verdict: dict[str, Any]) -> Path:

@@ -25,8 +25,12 @@ Connection = psycopg2.extensions.connection
 FEAST_SCHEMA = "feast"
 DAGSTER_SCHEMA = "dagster"
 
-_MIGRATIONS = ("001_market_data.sql", "002_recorded_at.sql")
-_OWN_TABLES = ("market_data", "market_data_latest", "market_data_quarantine", "market_data_timeframe")
+_MIGRATIONS = ("001_market_data.sql", "002_recorded_at.sql", "003_promotion.sql")
+# By the migration that creates them.
+_OWN_TABLES = {
+    1: ("market_data", "market_data_latest", "market_data_quarantine", "market_data_timeframe"),
+    3: ("model_trial", "model_verdict", "model_champion_change"),
+}
 _DATABASE_COLUMNS = (*BAR_SCHEMA.names, "recorded_by")
 # Any number does, as long as every writer of this package uses the same one.
 WRITER_LOCK = 0x6D743563
@@ -105,8 +109,8 @@ def prepare_database(url: str) -> None:
             raise SchemaMismatchError(
                 f"{describe(url)} has schema version {version}, this package knows {len(_MIGRATIONS)}: upgrade it"
             )
+        _refuse_foreign_tables(url, cursor, version)
         if version == 0:
-            _refuse_foreign_tables(url, cursor)
             cursor.execute(
                 "create table if not exists mt5_crs_schema_version"
                 " (version integer primary key, applied_at timestamptz not null default now())"
@@ -124,16 +128,19 @@ def prepare_database(url: str) -> None:
                 cursor.execute(statement)
 
 
-def _refuse_foreign_tables(url: str, cursor: psycopg2.extensions.cursor) -> None:
-    """Stop before the first migration when a table of ours is already there, naming how it differs."""
-    for table in _OWN_TABLES:
+def _refuse_foreign_tables(url: str, cursor: psycopg2.extensions.cursor, version: int) -> None:
+    """Stop before the migrations after `version` when a table they create is already there, saying what it is."""
+    for table in (name for number, names in _OWN_TABLES.items() if number > version for name in names):
         columns = _columns(cursor, table)
-        if columns:
-            raise SchemaMismatchError(
-                f"{describe(url)} already has a table {table!r} that this package did not create"
-                f" ({_difference(columns)}): point MT5_CRS_DATABASE_URL at another database, or rename the table and"
-                " take its bars over with `mt5-crs ingest --table`"
-            )
+        if not columns:
+            continue
+        found, bars = f"its columns: {', '.join(columns)}", ""
+        if table.startswith("market_data"):
+            found, bars = _difference(columns), " and take its bars over with `mt5-crs ingest --table`"
+        raise SchemaMismatchError(
+            f"{describe(url)} already has a table {table!r} that this package did not create ({found}): point"
+            f" MT5_CRS_DATABASE_URL at another database, or rename the table{bars}"
+        )
 
 
 def _refuse_changed_shape(url: str, cursor: psycopg2.extensions.cursor) -> None:

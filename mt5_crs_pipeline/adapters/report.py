@@ -10,6 +10,7 @@ import pandas as pd
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.core.evaluation import Evaluation
+from mt5_crs_pipeline.core.promotion import Verdict
 
 TEMPLATE = "report.html.jinja"
 _MEANINGS = {
@@ -25,11 +26,11 @@ _MEANINGS = {
 }
 
 
-def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict_promoted: bool) -> bytes:
+def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict: Verdict) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
-    `verdict_promoted` says whether this model became the champion.
+    `verdict` is the one on its promotion.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -41,9 +42,10 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
     environment.filters.update(share=_share, loss=_loss, count=_count, moment=_moment)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
+        verdict=verdict,
+        chance=verdict.evidence["against_chance"],
         meanings=_MEANINGS,
-        promoted=verdict_promoted,
-        pictures=_pictures(evaluation),
+        pictures=_pictures(evaluation, verdict.evidence["against_chance"]),
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
             ("By year", "Year (UTC)", evaluation.by_year.to_dict(orient="records")),
@@ -55,17 +57,21 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
     return page.encode("utf-8")
 
 
-def _pictures(evaluation: Evaluation) -> list[dict[str, str]]:
-    """Return the four pictures: heading, data URI, and the finding that stands for it where it is not seen."""
-    drawn = [
-        ("Accuracy by year", pictures.accuracy_by_year, pictures.year_finding),
-        ("Reliability of the probabilities", pictures.reliability, pictures.reliability_finding),
-        ("Feature importance", pictures.feature_importance, pictures.importance_finding),
-        ("Confusion", pictures.confusion, pictures.confusion_finding),
+def _pictures(evaluation: Evaluation, chance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the pictures: heading, data URI, and the finding that stands for it where it is not seen."""
+    drawn = [("Evidence against chance", pictures.evidence(chance), pictures.evidence_finding(chance))]
+    drawn += [
+        (heading, draw(evaluation), finding(evaluation))
+        for heading, draw, finding in (
+            ("Accuracy by year", pictures.accuracy_by_year, pictures.year_finding),
+            ("Reliability of the probabilities", pictures.reliability, pictures.reliability_finding),
+            ("Feature importance", pictures.feature_importance, pictures.importance_finding),
+            ("Confusion", pictures.confusion, pictures.confusion_finding),
+        )
     ]
     return [
-        {"heading": heading, "uri": pictures.data_uri(draw(evaluation)), "alt": f"{heading}: {finding(evaluation)}."}
-        for heading, draw, finding in drawn
+        {"heading": heading, "uri": pictures.data_uri(png), "alt": f"{heading}: {finding}."}
+        for heading, png, finding in drawn
     ]
 
 

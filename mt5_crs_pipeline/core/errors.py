@@ -45,6 +45,10 @@ class BundleRejectedError(PermanentError):
     """A model bundle is damaged, foreign, or does not match its own metadata."""
 
 
+class NoEarlierChampionError(PermanentError):
+    """A rollback has no champion before the present one to return to."""
+
+
 class PredictionRefusedError(PermanentError):
     """No prediction is given, because the input does not support one."""
 

@@ -171,10 +171,10 @@ def _share_below(others: Array, probability: Array) -> Array:
 def _resampled(sums: Array, length: int) -> Array:
     """Return the sums of REPLICATES resamples of as many times, in circular blocks of `length`."""
     count = len(sums)
-    random = np.random.default_rng(_SEED)
     wrapped = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(np.concatenate([sums, sums[:length]]), axis=0)])
     blocks = -(-count // length)
-    starts = random.integers(0, count, (REPLICATES, blocks))
+    drawn = pd.Series(np.arange(count)).sample(REPLICATES * blocks, replace=True, random_state=_SEED)
+    starts = drawn.to_numpy().reshape(REPLICATES, blocks)
     lengths = np.full(blocks, length)
     lengths[-1] = count - length * (blocks - 1)
     result: Array = np.stack([(wrapped[one + lengths] - wrapped[one]).sum(axis=0) for one in starts])

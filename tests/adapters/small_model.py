@@ -66,5 +66,13 @@ def predictions() -> pd.DataFrame:
     return rows[["symbol", EVENT_TIMESTAMP, "target"]].assign(probability=0.25)
 
 
+def planted_predictions(wrong_in: int = 5) -> pd.DataFrame:
+    """Predictions with a real edge: of `wrong_in` rows all but one lean to what happened."""
+    rows = training_rows()
+    wrong = pd.Series(range(len(rows)), index=rows.index) % wrong_in == 0
+    probability = (rows["target"] - wrong).abs() * 0.2 + 0.4
+    return rows[["symbol", EVENT_TIMESTAMP, "target"]].assign(probability=probability)
+
+
 def save_model(store: ModelStore, version: str = VERSION, **changes: Any) -> Bundle:
     return store.save(card(version, **changes), booster(), predictions())

@@ -20,6 +20,7 @@ from PIL import Image
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
+from mt5_crs_pipeline.core.promotion import Verdict
 
 HOSTILE = ("<script>alert(1)</script>", "US$ $x^{", "_hidden", '"><img src=x>', "株式\n", "long" * 20)
 METADATA: dict[str, Any] = {
@@ -37,6 +38,17 @@ METADATA: dict[str, Any] = {
     "data_fingerprint": "sha256:abc",
     "label": "close of the next bar above this close",
 }
+CHANCE = {
+    "shown": False,
+    "log_wealth": -1.25,
+    "threshold": 4.0943,
+    "recipes": 3,
+    "reached_at": None,
+    "curve": [["2022-06-01T00:00:00+00:00", 0.0], ["2022-06-02T12:30:00.5+00:00", -1.25]],
+}
+SHOWN = {**CHANCE, "shown": True, "log_wealth": 5.0, "reached_at": "2022-06-02T12:30:00.5+00:00"}
+NOT_PROMOTED = Verdict(False, "No edge was shown: log-wealth -1.25.", {"against_chance": CHANCE})
+PROMOTED = Verdict(True, "An edge was shown: log-wealth 5.", {"against_chance": SHOWN})
 EVALUATION_PICTURES = [
     pictures.accuracy_by_year,
     pictures.reliability,
@@ -111,6 +123,14 @@ def test_evaluation_pictures_can_be_drawn_of_one_row(draw: Callable[[Evaluation]
 
 
 @pytest.mark.filterwarnings("error")
+def test_the_evidence_is_drawn_as_it_is() -> None:
+    assert size(pictures.evidence(CHANCE)) == (800, 350)
+    assert pictures.evidence(CHANCE) == pictures.evidence(dict(CHANCE)) != pictures.evidence(SHOWN)
+    assert pictures.evidence_finding(CHANCE) == "Log-wealth -1.2 is not above the 4.1 that show an edge"
+    assert pictures.evidence_finding(SHOWN) == "Log-wealth 5.0 is above 4.1, first on 2022-06-02"
+    assert size(pictures.evidence({**CHANCE, "curve": []})) == (800, 350)
+
+
 def test_closes_follow_the_closes_only_and_not_the_order_of_rows() -> None:
     frame = bars()
     before = frame.copy(deep=True)
@@ -186,9 +206,10 @@ def test_findings_say_the_number_in_the_data() -> None:
 
 def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
     found = sample()
-    page = Page(render_report(found, METADATA, verdict_promoted=False))
-    assert page.text.index(found.verdict) < page.text.index("The numbers that decide")
-    assert "not promoted" in page.text
+    page = Page(render_report(found, METADATA, NOT_PROMOTED))
+    assert page.text.index(NOT_PROMOTED.reason) < page.text.index("The numbers that decide")
+    assert "not promoted" in page.text and found.verdict not in page.text
+    assert "-1.250" in page.text and "4.094" in page.text and "3 recipes tried" in page.text
     interval = f"{found.accuracy.lower:.3f} to {found.accuracy.upper:.3f}"
     for expected in (
         interval,
@@ -201,22 +222,23 @@ def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
     for expected in ("v-2024-03-26", "2020-01-01 00:00 UTC to 2024-03-26 00:00 UTC", "sha256:abc", "61 bars", "12,345"):
         assert expected in page.text
     assert "Spread, commission, slippage" in page.text
-    assert "was promoted to champion" in Page(render_report(found, METADATA, verdict_promoted=True)).text
+    promoted = Page(render_report(found, METADATA, PROMOTED)).text
+    assert "was promoted to champion" in promoted and PROMOTED.reason in promoted and "unproven" not in promoted
 
 
 def test_hostile_names_stay_text() -> None:
-    raw = render_report(sample(), METADATA, verdict_promoted=False)
+    raw = render_report(sample(), METADATA, NOT_PROMOTED)
     page = Page(raw)
     assert b"<script" not in raw
     assert html.escape(HOSTILE[0]).encode() in raw
     assert "script" not in {tag for tag, _ in page.tags}
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 4
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 5
     for name in HOSTILE:
         assert name in page.text
 
 
 def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> None:
-    raw = render_report(sample(), METADATA, verdict_promoted=False)
+    raw = render_report(sample(), METADATA, NOT_PROMOTED)
     page = Page(raw)
     assert not re.search(rb"https?://|url\(|@import|<link|<iframe|javascript:", raw)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -231,9 +253,9 @@ def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> No
 
 
 def test_the_page_is_the_same_for_the_same_input_and_another_for_other_data() -> None:
-    first = render_report(sample(1), METADATA, verdict_promoted=False)
-    assert render_report(sample(1), dict(METADATA), verdict_promoted=False) == first
-    assert render_report(sample(2), METADATA, verdict_promoted=False) != first
+    first = render_report(sample(1), METADATA, NOT_PROMOTED)
+    assert render_report(sample(1), dict(METADATA), NOT_PROMOTED) == first
+    assert render_report(sample(2), METADATA, NOT_PROMOTED) != first
 
 
 @pytest.mark.parametrize(
@@ -260,9 +282,9 @@ def test_a_missing_or_empty_key_leaves_out_its_lines_only(
     for draw in EVALUATION_PICTURES:
         monkeypatch.setattr(pictures, draw.__name__, lambda _: b"")
     found, metadata = sample(), METADATA | {"symbols": ["AAPL"]}
-    whole = Page(render_report(found, metadata, False)).pieces
-    absent = render_report(found, {name: value for name, value in metadata.items() if name != key}, False)
-    assert render_report(found, metadata | {key: None}, False) == absent
+    whole = Page(render_report(found, metadata, NOT_PROMOTED)).pieces
+    absent = render_report(found, {name: value for name, value in metadata.items() if name != key}, NOT_PROMOTED)
+    assert render_report(found, metadata | {key: None}, NOT_PROMOTED) == absent
     left_out = Counter(whole) - Counter(Page(absent).pieces)
     assert not Counter(Page(absent).pieces) - Counter(whole)
     assert heading in left_out if heading else not left_out
@@ -271,6 +293,6 @@ def test_a_missing_or_empty_key_leaves_out_its_lines_only(
 
 def test_the_page_of_one_row_without_metadata_says_what_is_not_defined() -> None:
     row = {"symbol": "A", "event_timestamp": [pd.Timestamp("2024-01-02", tz="UTC")], "target": 1.0, "probability": 1.0}
-    page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, verdict_promoted=False))
+    page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, NOT_PROMOTED))
     assert "not defined" in page.text
     assert "What the model is" not in page.text

@@ -1,6 +1,7 @@
 """Every asset for real: a real database, a real lake, a real Dagster instance."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from mt5_crs_pipeline.defs.assets.model import (
 )
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
-from tests.adapters.small_model import booster, card, predictions
+from tests.adapters.small_model import booster, card, planted_predictions, predictions
 from tests.commands import hashes
 from tests.conftest import REDIS_PASSWORD
 from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
@@ -267,7 +268,9 @@ def test_too_short_a_history_is_refused_with_both_numbers(settings: Settings) ->
 
 
 @pytest.mark.parametrize("edge", [True, False], ids=["planted edge", "no edge"])
-def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way(stores: Stores, edge: bool) -> None:
+def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way(
+    stores: Stores, settings: Settings, edge: bool
+) -> None:
     materialize(stores, [*ALL_FEATURES, training_set])
     champion = stores.models.save(card("20110101-champion0000"), booster(), predictions())
     stores.models.promote(champion, "2011-01-01T00:00:00+00:00")
@@ -283,10 +286,24 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     assert pointer is not None
     assert pointer["model_version"] == told["champion"] == (version if edge else champion.version)
     assert told["promoted"] is edge
+    assert execute(settings, "select model_version, promoted from model_verdict") == [(version, edge)]
+    changes = [(champion.version, "promoted"), *[(version, "promoted")] * edge]
+    assert execute(settings, "select model_version, how from model_champion_change order by number") == changes
     kept = json.loads((stores.models.folder / "verdicts" / f"{version}.json").read_text())
     assert (kept["promoted"], kept["model_version"]) == (edge, version)
     assert kept["reason"].startswith("An edge was shown" if edge else "No edge was shown")
-    assert kept["evidence"]["rows"] == len(rows)
+    assert kept["evidence"]["against_chance"]["rows"] == len(rows)
+
+
+def test_two_runs_of_champion_model_at_once_move_the_champion_once(stores: Stores, settings: Settings) -> None:
+    materialize(stores, [*ALL_FEATURES, training_set])
+    version = current_version(stores)
+    stores.models.save(card(version), booster(), planted_predictions())
+    with ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(champion_model, stores=Stores(settings)) for _ in range(2)]
+    assert [run.result().metadata["champion"] for run in runs] == [version, version]
+    assert execute(settings, "select model_version, how from model_champion_change") == [(version, "promoted")]
+    assert execute(settings, "select promoted from model_verdict") == [(True,)]
 
 
 def test_the_ends_of_the_year_are_first_and_last(stores: Stores) -> None:

@@ -13,7 +13,9 @@ from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.model_store import Bundle
+from mt5_crs_pipeline.adapters.promotion import judge, promote_on_evidence
 from mt5_crs_pipeline.adapters.report import render_report
+from mt5_crs_pipeline.adapters.trial_ledger import record_trial
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions
 from mt5_crs_pipeline.core.errors import InputError
@@ -30,6 +32,7 @@ from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
 from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
+from mt5_crs_pipeline.core.promotion import recipe
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import TRAINING_CHECK, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
@@ -114,9 +117,12 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         )
         stores.models.save(card, booster, predictions)
     bundle = stores.models.load(version)
+    with stores.database.connection() as connection:
+        recipes = record_trial(connection, stores.timeframe, recipe(bundle.metadata))
     return dg.MaterializeResult(
         metadata={
             "model version": version,
+            "recipes tried": recipes,
             "path": dg.MetadataValue.path(bundle.folder),
             "trees": bundle.booster().num_boosted_rounds(),
             "importance": picture(pictures.feature_importance(_evaluation(bundle)), "importance of the features"),
@@ -129,12 +135,19 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """What the model is worth on rows it never saw, as a report that says in words whether an edge was shown."""
     bundle = stores.models.load(current_version(stores))
     evaluation = _evaluation(bundle)
+    with stores.database.connection() as connection:
+        verdict = judge(connection, stores.models, bundle)
+    chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
-    commit_bytes(report, render_report(evaluation, bundle.metadata, evaluation.edge_shown))
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict))
     return dg.MaterializeResult(
         metadata={
-            "verdict": evaluation.verdict,
+            "verdict": verdict.reason,
             "report": dg.MetadataValue.path(report),
+            "log-wealth": chance["log_wealth"],
+            "log-wealth needed": chance["threshold"],
+            "recipes tried": chance["recipes"],
+            "evidence": picture(pictures.evidence(chance), "log-wealth and the threshold"),
             "accuracy": evaluation.accuracy.estimate,
             "accuracy lower": evaluation.accuracy.lower,
             "accuracy upper": evaluation.accuracy.upper,
@@ -151,23 +164,15 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
 
 @dg.asset(group_name="model", kinds={"json"}, owners=["team:research"], deps=[model_evaluation])
 def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """The model that predicts: replaced only when the evidence clears the base rate; every verdict is kept."""
+    """The model that predicts: replaced only on evidence against chance and the champion; every verdict is kept."""
     bundle = stores.models.load(current_version(stores))
-    evaluation = _evaluation(bundle)
-    verdict = {
-        "model_version": bundle.version,
-        "promoted": evaluation.edge_shown,
-        "reason": evaluation.verdict,
-        "evidence": evaluation.to_dict(),
-    }
-    stores.models.record_verdict(bundle.version, verdict)
-    if evaluation.edge_shown:
-        stores.models.promote(bundle, datetime.now(UTC).isoformat())
+    with stores.database.connection() as connection:
+        verdict = promote_on_evidence(connection, stores.models, bundle, datetime.now(UTC))
     champion = stores.models.champion()
     return dg.MaterializeResult(
         metadata={
-            "promoted": evaluation.edge_shown,
-            "reason": evaluation.verdict,
+            "promoted": verdict.promoted,
+            "reason": verdict.reason,
             "champion": champion["model_version"]
             if champion
             else "none yet: the newest model answers, marked unproven",
