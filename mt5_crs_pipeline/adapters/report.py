@@ -39,7 +39,7 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(share=_share, loss=_loss, count=_count, moment=_moment)
+    environment.filters.update(share=_share, loss=_loss, decimals=_metric, count=_count, moment=_moment)
     page = environment.get_template(TEMPLATE).render(
         evaluation=evaluation,
         verdict=verdict,
@@ -125,6 +125,11 @@ def _share(value: float) -> str:
 def _loss(value: float) -> str:
     """Write a log-loss with four decimals: models differ in the third and fourth."""
     return f"{value:.4f}" if math.isfinite(value) else "not defined"
+
+
+def _metric(value: float, name: str) -> str:
+    """Write a metric as losses or shares are written."""
+    return _loss(value) if name in ("log-loss", "Brier score") else _share(value)
 
 
 def _count(value: int) -> str:
