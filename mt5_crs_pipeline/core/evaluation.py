@@ -1,4 +1,4 @@
-"""What out-of-sample predictions are worth: metrics with intervals, and whether an edge was shown."""
+"""What out-of-sample predictions are worth, in numbers; whether they show an edge is for core.evidence to say."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,6 @@ from mt5_crs_pipeline.core.metrics import auc, base_rate, log_loss, metrics_with
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
-
-MINIMUM_TIMES = 100
-"""With fewer event times than this the interval is too narrow to be evidence, so no edge counts as shown."""
 
 RELIABILITY_BINS = 10
 PREDICTION_COLUMNS = ("symbol", "event_timestamp", "target", "probability")
@@ -36,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The verdict on out-of-sample predictions; compare two of them by `to_dict()`.
+    """What out-of-sample predictions are worth; compare two of them by `to_dict()`.
 
     `metrics`: as `metrics_with_intervals` returns them; `times_needed`: bar times until an edge of that many points
     would show.
@@ -64,30 +61,6 @@ class Evaluation:
     confusion: pd.DataFrame
     importance: "pd.Series[float]"
 
-    @property
-    def edge_shown(self) -> bool:
-        """True when the whole accuracy interval, over enough times, lies above the base rate; NaN never passes."""
-        finite = math.isfinite(self.accuracy.lower) and math.isfinite(self.base_rate)
-        return finite and self.times >= MINIMUM_TIMES and self.accuracy.lower > self.base_rate
-
-    @property
-    def verdict(self) -> str:
-        """Say in plain words whether an edge was shown, with the numbers that decide it."""
-        accuracy = self.accuracy
-        digits = _telling_digits(self.base_rate, accuracy.lower, accuracy.estimate)
-        evidence = (
-            f"accuracy {accuracy.estimate:.{digits}f} (95 % interval {accuracy.lower:.{digits}f} to "
-            f"{accuracy.upper:.{digits}f}, {self.rows:,} out-of-sample {'row' if self.rows == 1 else 'rows'})"
-        )
-        rival = f"the base rate {self.base_rate:.{digits}f} that always guessing the majority reaches"
-        if self.edge_shown:
-            return f"An edge was shown: {evidence} clears {rival}, and so does its whole interval."
-        if self.times < MINIMUM_TIMES:
-            return f"No edge was shown: {evidence} rests on {self.times} bar times, and {MINIMUM_TIMES} are needed."
-        if accuracy.estimate > self.base_rate:
-            return f"No edge was shown: {evidence} is above {rival}, but its whole interval is not."
-        return f"No edge was shown: {evidence} does not clear {rival}."
-
     def to_dict(self) -> dict[str, Any]:
         """Return the evaluation as JSON values: plain floats, ISO timestamps ending in Z, None for NaN."""
         return {
@@ -103,8 +76,6 @@ class Evaluation:
             "auc": _json_number(self.auc),
             "metrics": _records(self.metrics),
             "times_needed": {f"{points:g}": times for points, times in self.times_needed.items()},
-            "edge_shown": self.edge_shown,
-            "verdict": self.verdict,
             "by_symbol": _records(self.by_symbol),
             "by_year": _records(self.by_year),
             "reliability": _records(self.reliability),
@@ -283,14 +254,6 @@ def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
         }
     )
     return plain.sort_values(["event_timestamp", "symbol", "probability", "target"], ignore_index=True)
-
-
-def _telling_digits(base: float, *others: float) -> int:
-    """Return the fewest decimals, from 3 to 6, that show as different what is different from `base`."""
-    for digits in range(3, 6):
-        if all(other == base or f"{other:.{digits}f}" != f"{base:.{digits}f}" for other in others):
-            return digits
-    return 6
 
 
 def _iso(moment: pd.Timestamp) -> str:

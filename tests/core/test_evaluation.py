@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,6 @@ from scipy import stats
 
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import (
-    Evaluation,
     Interval,
     accuracy_interval,
     auc,
@@ -35,10 +33,6 @@ def predictions(
     frame["target"] = (rng.random(len(frame)) < 0.52).astype(float)
     frame["probability"] = np.clip(0.5 + 0.1 * (frame["target"] - 0.5) + rng.normal(0, 0.12, len(frame)), 0, 1)
     return frame
-
-
-def with_numbers(evaluation: Evaluation, lower: float, base: float, estimate: float = 0.55) -> Evaluation:
-    return replace(evaluation, accuracy=Interval(estimate, lower, 0.6), base_rate=base)
 
 
 def interval_by_loops(correct: list[bool], clusters: list[int]) -> tuple[float, float]:
@@ -227,8 +221,6 @@ def test_to_dict_is_plain_json_and_says_what_the_fields_say() -> None:
         "lower": found.accuracy.lower,
         "upper": found.accuracy.upper,
     }
-    assert plain["edge_shown"] is False
-    assert plain["verdict"] == found.verdict
     assert plain["confusion"]["DOWN"] == {"DOWN": 0, "UP": 0}
     assert [line["group"] for line in plain["by_year"]] == ["2023"]
 
@@ -239,61 +231,16 @@ def test_times_of_another_zone_are_read_in_utc() -> None:
     assert evaluate(elsewhere, {}).to_dict() == evaluate(frame, {}).to_dict()
 
 
-def test_an_edge_needs_the_lower_end_strictly_above_the_base_rate() -> None:
-    found = evaluate(predictions(), IMPORTANCE)
-    assert with_numbers(found, lower=0.531, base=0.53).edge_shown
-    assert not with_numbers(found, lower=0.53, base=0.53).edge_shown
-    assert not with_numbers(found, lower=0.529, base=0.53).edge_shown
-
-
-@pytest.mark.parametrize("lower", [math.nan, math.inf, 0.9])
-@pytest.mark.parametrize("base", [math.nan, -math.inf])
-def test_nan_and_infinity_never_show_an_edge(lower: float, base: float) -> None:
-    found = evaluate(predictions(), IMPORTANCE)
-    assert not with_numbers(found, lower=lower, base=base).edge_shown
-    assert not with_numbers(found, lower=lower if lower != 0.9 else math.nan, base=0.5).edge_shown
-    assert with_numbers(found, lower=lower, base=base).verdict.startswith("No edge was shown")
+def test_a_share_of_what_is_no_number_is_none() -> None:
     assert math.isnan(accuracy_interval(np.array([1.0, math.nan]), np.array([0, 1])).lower)
 
 
-def test_the_verdict_says_which_of_the_three_cases_it_is() -> None:
-    found = evaluate(predictions(), IMPORTANCE)
-    shown = with_numbers(found, lower=0.531, base=0.52).verdict
-    assert shown == (
-        "An edge was shown: accuracy 0.550 (95 % interval 0.531 to 0.600, 900 out-of-sample rows) clears the base "
-        "rate 0.520 that always guessing the majority reaches, and so does its whole interval."
-    )
-    assert "is above the base rate 0.520" in with_numbers(found, lower=0.5, base=0.52).verdict
-    assert "does not clear the base rate 0.520" in with_numbers(found, lower=0.5, base=0.52, estimate=0.51).verdict
-
-
-def test_the_verdict_never_rounds_a_difference_away() -> None:
-    found = evaluate(predictions(), IMPORTANCE)
-    assert "0.5204 to" in with_numbers(found, lower=0.5204, base=0.5203).verdict
-    close = with_numbers(found, lower=0.520362, base=0.520361).verdict
-    assert "0.520362 to" in close
-    assert "base rate 0.520361" in close
-
-
-def test_a_real_edge_is_found_and_a_coin_is_not() -> None:
-    frame = predictions(days=1000)
-    wins = frame.assign(probability=np.where(np.random.default_rng(2).random(3000) < 0.6, frame["target"], 0.3))
-    assert evaluate(wins, {}).edge_shown
-    assert not evaluate(frame.assign(probability=0.9), {}).edge_shown
-    lucky = predictions(days=13, symbols=("A",)).assign(target=[1.0] * 7 + [0.0] * 6)
-    lucky["probability"] = [0.9] * 5 + [0.1] * 2 + [0.1] * 3 + [0.9] * 3
-    assert evaluate(lucky, {}).accuracy.estimate == pytest.approx(8 / 13)
-    assert not evaluate(lucky, {}).edge_shown
-
-
-def test_one_row_of_one_symbol_and_one_class_is_evaluated_without_an_edge() -> None:
+def test_one_row_of_one_symbol_and_one_class_is_evaluated() -> None:
     found = evaluate(predictions(days=1, symbols=("A",)).assign(target=1.0, probability=0.8), {})
     assert found.accuracy == Interval(1.0, 0.0, 1.0)
     assert (found.base_rate, found.symbols, found.rows) == (1.0, 1, 1)
     assert found.base_log_loss == pytest.approx(0.0, abs=1e-12)
     assert math.isnan(found.auc)
-    assert not found.edge_shown
-    assert "1 out-of-sample row)" in found.verdict
 
 
 @pytest.mark.parametrize(
