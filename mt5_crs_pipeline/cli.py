@@ -1,4 +1,4 @@
-"""The command line: mt5-crs demo, ingest, retrain, predict, rollback, ui, doctor, exec."""
+"""The command line: mt5-crs demo, ingest, retrain, predict, report, rollback, ui, doctor, exec."""
 
 import contextlib
 import json
@@ -218,6 +218,27 @@ def rollback(as_json: bool) -> None:
         f"Champion is {result['model_version']} again; it replaces {result['replaced'] or 'a model that is gone'}"
     )
     _print_prediction(result["prediction"])
+
+
+@commands.command(epilog="Example: mt5-crs report --open")
+@click.option("--open", "show", is_flag=True, help="Show it in the web browser.")
+@click.option("--model", "version", help="Model version (default: the newest).")
+@JSON_OPTION
+def report(show: bool, version: str | None, as_json: bool) -> None:
+    """Print the path of a model's report, or open it."""
+    from mt5_crs_pipeline.adapters.model_store import ModelStore
+    from mt5_crs_pipeline.core.errors import InputError
+
+    settings = load_settings()
+    chosen = version or next(reversed(ModelStore(settings.models).versions()), None)
+    if chosen is None:
+        raise InputError(f"no model in {settings.models}: run `mt5-crs retrain` first")
+    path = settings.reports / f"{chosen}.html"
+    if not path.is_file():
+        raise InputError(f"there is no report of model {chosen} in {settings.reports}: run `mt5-crs retrain`")
+    click.echo(json.dumps({"model_version": chosen, "report": str(path)}) if as_json else path)
+    if show:
+        click.launch(str(path))
 
 
 @commands.command(epilog="Example: mt5-crs ui --port 3001")

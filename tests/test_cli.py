@@ -23,7 +23,7 @@ from tests.adapters.small_model import VERSION, save_model
 from tests.commands import environment, hashes, run, short_folder, succeed, write_daily_bars
 
 NOBODY = 65534
-COMMANDS = ("demo", "ingest", "retrain", "predict", "rollback", "ui", "doctor", "exec")
+COMMANDS = ("demo", "ingest", "retrain", "predict", "report", "rollback", "ui", "doctor", "exec")
 EXPORT = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\r\n"
 ROW = "2025.06.23\t00:00:00\t1.1\t1.2\t1.0\t1.1\t100\t0\t5\r\n"
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED LOUDLY: only root can act as another OS user")
@@ -134,6 +134,11 @@ def test_a_bad_setting_is_one_line_and_exit_2(
     answer = mt5_crs("predict", "--symbol", "AAPL") if variable != "DATABASE_URL" else mt5_crs("retrain")
     answer.fails(2, *words)
     assert "secret" not in answer.err
+
+
+def test_a_report_that_is_not_there_is_one_line_and_exit_1(mt5_crs: Command, settings: Settings) -> None:
+    mt5_crs("report").fails(1, "no model", "mt5-crs retrain")
+    mt5_crs("report", "--model", "20240101-abc").fails(1, "20240101-abc", "mt5-crs retrain")
 
 
 def test_the_demo_refuses_another_timeframe(mt5_crs: Command, monkeypatch: pytest.MonkeyPatch) -> None:

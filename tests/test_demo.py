@@ -56,6 +56,9 @@ def test_the_demo_says_what_it_did_and_shows_its_progress(
     report = Path(next(line for line in lines if "report:" in line).split("report: ")[1])
     verdict = next(line.strip() for line in lines if "edge was shown" in line)
     assert verdict in report.read_text("utf-8")
+    assert succeed(demo_home, "report").stdout == f"{report}\n"
+    told = json.loads(succeed(demo_home, "report", "--json", "--model", report.stem).stdout)
+    assert told == {"model_version": report.stem, "report": str(report)}
     assert [line.split(":")[0] for line in lines if " for the bar after 2013-03-02" in line] == list(SYMBOLS)
     assert sum(word in line for line in lines for word in ("UP with", "DOWN with")) == len(SYMBOLS)
 
