@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,11 @@ def compute_features(
     config = config or FeatureConfig()
     panel = Panel(df, INPUTS)
     skip = config.lookback - 1
-    kept = _rows_after(panel, skip)
+    kept = _Kept(panel, skip)
     destination = NO_ROWS
     if len(panel.source):
         destination = np.full(len(panel), -1)
-        destination[kept] = np.arange(len(kept))
+        destination[kept.rows] = np.arange(len(kept))
         destination = destination[panel.source]
     names = get_feature_names(config)
     result = _Result(df, kept, [*names, TARGET] if include_target else names)
@@ -71,18 +71,10 @@ def compute_features(
         meanwhile=result.copies(),
     )
     if include_target:
-        result.added[-1] = direction_target(df).to_numpy()[kept]
+        result.added[-1] = direction_target(df).to_numpy()[kept.rows]
         complete &= ~np.isnan(result.added[-1])
     frame = result.frame()
     return frame if complete.all() else frame[complete]
-
-
-def _rows_after(panel: Panel, skip: int) -> Rows:
-    """Return the frame rows, ascending, that have at least `skip` bars of their symbol before them."""
-    late = np.ones(len(panel), dtype=np.bool_)
-    for start, end in zip(panel.starts[:-1], panel.starts[1:], strict=True):
-        late[start : min(start + skip, end)] = False
-    return np.flatnonzero(panel.in_frame_order(late))
 
 
 def unfilled(*shape: int) -> Array:
@@ -95,12 +87,33 @@ def unfilled(*shape: int) -> Array:
     return np.frombuffer(buffer, dtype=np.float64).reshape(shape)
 
 
-def _long_runs(rows: Rows) -> list[slice]:
-    """Return the runs of neighbours in ascending `rows`, or nothing where they are too short to be copied as such."""
-    ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    if not len(rows) or 100 * len(ends) > len(rows):
-        return []
-    return [slice(int(part[0]), int(part[-1]) + 1) for part in np.split(rows, ends)]
+class _Kept:
+    """The frame rows, ascending, that have at least `skip` bars of their symbol before them."""
+
+    def __init__(self, panel: Panel, skip: int) -> None:
+        starts = np.minimum(panel.starts[:-1] + skip, panel.starts[1:])
+        runs = [slice(start, end) for start, end in zip(starts.tolist(), panel.starts[1:].tolist(), strict=True)]
+        # Where the frame is in the panel's order and its symbols are long, they are copied as they stand.
+        self._runs = runs if not len(panel.source) and 100 * len(runs) < len(panel) else []
+        self._panel, self._all_runs = panel, runs
+        self._count: int = sum(run.stop - run.start for run in runs)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Their positions in the frame."""
+        late = np.zeros(len(self._panel), dtype=np.bool_)
+        for run in self._all_runs:
+            late[run] = True
+        return np.flatnonzero(self._panel.in_frame_order(late))
+
+    def of(self, values: Any, out: Array | None = None) -> Any:
+        """Return these rows of an array, NumPy's or pandas', in `out` if given."""
+        if not self._runs or not isinstance(values, np.ndarray):
+            return values.take(self.rows) if out is None else np.take(values, self.rows, out=out, mode="clip")
+        return np.concatenate([values[run] for run in self._runs], out=out)
 
 
 class _Result:
@@ -110,11 +123,10 @@ class _Result:
     input's. A column of the input that is called like one of them is replaced.
     """
 
-    def __init__(self, df: pd.DataFrame, kept: Rows, names: list[str]) -> None:
+    def __init__(self, df: pd.DataFrame, kept: _Kept, names: list[str]) -> None:
         again = [name for name in names if name in df]
         self._input = df.drop(columns=again) if again else df
         self._kept = kept
-        self._runs = _long_runs(kept)
         self._names = names
         doubles = np.flatnonzero(self._input.dtypes == np.float64)
         self._block = unfilled(len(doubles) + len(names), len(kept))
@@ -127,20 +139,15 @@ class _Result:
         return [*(partial(self._copy, at) for at in range(self._input.shape[1])), self._copy_index]
 
     def _copy_index(self) -> None:
-        self._index = self._input.index.take(self._kept)
+        self._index = self._input.index.take(self._kept.rows)
 
     def _copy(self, at: int) -> None:
         column = self._input.iloc[:, at]
         values = column.to_numpy() if isinstance(column.dtype, np.dtype) else column.array
-        out = self._doubles.get(at)
-        if out is not None and self._runs:
-            np.concatenate([values[run] for run in self._runs], out=out)
-        elif out is not None:
-            np.take(values, self._kept, out=out, mode="clip")
-        elif isinstance(values, np.ndarray) and self._runs:
-            self._others[at] = np.concatenate([values[run] for run in self._runs])
+        if at in self._doubles:
+            self._kept.of(values, self._doubles[at])
         else:
-            self._others[at] = values.take(self._kept)
+            self._others[at] = self._kept.of(values)
 
     def frame(self) -> pd.DataFrame:
         columns = self._input.columns
