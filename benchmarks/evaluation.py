@@ -1,0 +1,92 @@
+"""Evaluation: how often the 95 % intervals hold the truth, and what evaluation and evidence cost beside training.
+
+Run `python benchmarks/evaluation.py`; it takes about three minutes (`--cases 200`: one).
+"""
+
+import argparse
+import math
+import time
+
+import numpy as np
+import pandas as pd
+
+from mt5_crs_pipeline.core.evaluation import evaluate, wilson_interval
+from mt5_crs_pipeline.core.evidence import against_chance
+from mt5_crs_pipeline.core.metrics import metrics_with_intervals
+from mt5_crs_pipeline.core.model import TrainingConfig, out_of_sample_predictions
+
+FEATURES = [f"feature_{number}" for number in range(60)]
+
+
+def predictions(times: int, symbols: int, together: float, lasting: float, seed: int) -> pd.DataFrame:
+    """Predictions that are right in 55 % of the rows; symbols of one time, and times that follow, may agree."""
+    random = np.random.default_rng(seed)
+    shared, noise = np.empty(times), random.normal(size=times)
+    shared[0] = noise[0]
+    for at in range(1, times):
+        shared[at] = lasting * shared[at - 1] + math.sqrt(1 - lasting**2) * noise[at]
+    latent = math.sqrt(together) * shared[:, None] + math.sqrt(1 - together) * random.normal(size=(times, symbols))
+    up, right = random.random((times, symbols)) < 0.5, latent < 0.12566
+    probability = 0.5 + np.where(up == right, 1, -1) * random.uniform(0.01, 0.2, (times, symbols))
+    return pd.DataFrame(
+        {
+            "symbol": np.tile([f"S{number}" for number in range(symbols)], times),
+            "event_timestamp": pd.date_range("2010-01-01", periods=times, freq="D", tz="UTC").repeat(symbols),
+            "target": up.ravel().astype(float),
+            "probability": probability.ravel(),
+        }
+    )
+
+
+def show_coverage(cases: int) -> None:
+    for times, symbols, together, lasting in ((1000, 1, 0.0, 0.0), (1000, 5, 0.5, 0.0), (2500, 5, 0.5, 0.3)):
+        # The truth of every metric is its mean over as many other cases.
+        made = [metrics_with_intervals(predictions(times, symbols, together, lasting, seed)) for seed in range(cases)]
+        other = range(cases, 2 * cases)
+        truth = pd.concat(
+            [metrics_with_intervals(predictions(times, symbols, together, lasting, seed))["value"] for seed in other],
+            axis=1,
+        ).mean(axis=1)
+        print(f"{times} times x {symbols}, correlation {together}, from time to time {lasting}; {cases} cases:")
+        held = pd.concat([one["lower"].le(truth) & one["upper"].ge(truth) for one in made], axis=1).sum(axis=1)
+        for name, count in zip(made[0]["metric"], held, strict=True):
+            share = wilson_interval(float(count), cases)
+            print(
+                f"  {name:<24} {share.estimate:6.1%} hold the truth ({share.lower:.1%} to {share.upper:.1%})",
+                flush=True,
+            )
+
+
+def show_cost() -> None:
+    random = np.random.default_rng(7)
+    times = pd.date_range("2000-01-01", periods=4_000, freq="D", tz="UTC").repeat(5)
+    rows = pd.DataFrame(random.normal(size=(len(times), len(FEATURES))), columns=FEATURES).assign(
+        symbol=np.tile([f"S{number}" for number in range(5)], 4_000),
+        event_timestamp=times,
+        label_time=times + pd.Timedelta(days=1),
+        target=random.integers(0, 2, len(times)).astype(float),
+    )
+    started = time.perf_counter()
+    made = out_of_sample_predictions(rows, FEATURES, TrainingConfig())
+    trained = time.perf_counter()
+    evaluate(made, {})
+    evaluated = time.perf_counter()
+    against_chance(made, 1)
+    ended = time.perf_counter()
+    training = trained - started
+    print(
+        f"{len(rows):,} rows x {len(FEATURES)} features: walk-forward training {training:.1f} s,"
+        f" evaluation {evaluated - trained:.2f} s, evidence {ended - evaluated:.2f} s:"
+        f" {(ended - trained) / training:.1%} on top"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=int, default=500)
+    show_cost()
+    show_coverage(parser.parse_args().cases)
+
+
+if __name__ == "__main__":
+    main()
