@@ -5,7 +5,13 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows, feature_schema, training_schema
+from mt5_crs_pipeline.core.feature_rows import (
+    PIPELINE_FEATURES,
+    feature_rows,
+    feature_schema,
+    known_at_close,
+    training_schema,
+)
 from mt5_crs_pipeline.core.features import FeatureConfig
 from tests.core.reference import expected_feature
 from tests.core.samples import random_bars, real_bars
@@ -64,6 +70,20 @@ def test_a_correction_is_known_to_the_rows_it_reaches_from_its_arrival_on() -> N
     assert np.flatnonzero(known == arrival).tolist() == [10, 11, 12, 13, 14]
     others = known.index.difference(range(10, 15))
     assert (known[others] == bars["time"][others] + DAY).all()
+
+
+def test_only_rows_with_a_version_known_at_their_close_and_recorded_by_then_can_be_asked_for() -> None:
+    close, later = pd.Timestamp("2024-03-01", tz="UTC"), pd.Timestamp("2024-03-05", tz="UTC")
+    rows = pd.DataFrame(
+        {
+            "symbol": ["BOTH", "BOTH", "LATER", "UNRECORDED", "PLAIN"],
+            "event_timestamp": close,
+            "known_at": [close, later, later, close, close],
+            "recorded_at": [close, later, later, later + DAY, close],
+        }
+    )
+    assert known_at_close(rows, later.to_pydatetime())["symbol"].tolist() == ["BOTH", "PLAIN"]
+    assert known_at_close(rows, (later + DAY).to_pydatetime())["symbol"].tolist() == ["BOTH", "UNRECORDED", "PLAIN"]
 
 
 @pytest.mark.parametrize("length", [0, 1, 60])

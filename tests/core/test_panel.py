@@ -186,6 +186,15 @@ def test_bars_in_order_are_not_copied(symbols: tuple[str, ...]) -> None:
     assert np.shares_memory(panel.columns["close"], bars["close"].to_numpy())
 
 
+def test_equal_symbols_are_one_symbol_though_they_are_other_objects() -> None:
+    bars = random_bars(("AB", "CD"), 40)[COLUMNS]
+    bars["symbol"] = pd.Series([str(name) for name in bars["symbol"]], dtype=object)
+    bars.loc[[7, 51], "symbol"] = ["".join(["A", "B"]), "".join(["C", "D"])]
+    assert bars["symbol"][7] is not bars["symbol"][6]
+    panel = Panel(bars, INPUTS)
+    assert len(panel.source) == 0 and panel.starts.tolist() == [0, 40, 80]
+
+
 @pytest.mark.parametrize("symbol_type", [object, "category", "string", "string[pyarrow]"])
 @pytest.mark.parametrize("order", ["runs", "runs that overlap", "time", "backwards"])
 def test_the_rows_of_a_symbol_may_be_apart(symbol_type: Any, order: str) -> None:

@@ -83,6 +83,23 @@ def test_a_training_set_as_of_an_instant_is_the_one_that_was_built_then(settings
     assert (bits(kept[NAMES]) == bits(before[NAMES])).all()
 
 
+def test_history_that_came_after_a_correction_in_its_windows_is_not_trained_on_with_older_features(
+    settings: Settings,
+) -> None:
+    year = year_of_bars()
+    year = year[year["symbol"] == "IBM"]
+    stores = Stores(settings)
+    store(settings, between(year, "2012-01-01", "2012-07-02"))
+    store(settings, with_other_closes(between(year, "2012-06-28", "2012-06-29")))
+    store(settings, between(year, "2012-07-02", "2013-01-01"))
+    materialize(stores, ASSETS)
+    _, told = trained_on(stores)
+    # Of the bars after the correction, those whose window holds it had no features at their close.
+    after = (year["time"] >= pd.Timestamp("2012-07-02", tz="UTC")).sum()
+    reached = LOOKBACK - 1 - (between(year, "2012-06-29", "2012-07-02")["time"].size)
+    assert told["rows_left_out_as_known_later"] == min(reached, after - 1)
+
+
 def test_a_correction_adds_versions_of_exactly_the_rows_it_reaches(settings: Settings) -> None:
     year = year_of_bars()
     stores = Stores(settings)
