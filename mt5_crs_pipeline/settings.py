@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         return self.home / "models" / self.timeframe
 
     @property
+    def recipe(self) -> Path:
+        """File of the label and training settings of the chosen timeframe; without it the defaults hold."""
+        return self.home / "recipes" / f"{self.timeframe}.json"
+
+    @property
     def reports(self) -> Path:
         """Folder of the evaluation reports of the chosen timeframe."""
         return self.home / "reports" / self.timeframe

@@ -13,7 +13,8 @@ from mt5_crs_pipeline.adapters.files import commit_bytes, commit_folder
 from mt5_crs_pipeline.adapters.lake import parquet_bytes, read_parquet
 from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
-from mt5_crs_pipeline.core.model import MODEL_TYPE
+from mt5_crs_pipeline.core.labels import TARGET, LabelConfig
+from mt5_crs_pipeline.core.model import MODEL_TYPE, PREDICTION_COLUMNS
 from mt5_crs_pipeline.core.model_card import MODEL_FILE
 from mt5_crs_pipeline.core.promotion import How
 
@@ -35,7 +36,7 @@ REQUIRED_KEYS: Final = (
         "code_commit",
         "parity",
     ),
-    *("library_versions", "label", "class_balance", "importance"),
+    *("library_versions", "label", "label_config", "class_balance", "importance"),
 )
 
 
@@ -74,10 +75,18 @@ class Bundle:
         return booster
 
     def predictions(self) -> pd.DataFrame:
-        """Return the out-of-sample predictions: symbol, event_timestamp, target, probability."""
-        names = ("symbol", "event_timestamp", "target", "probability")
-        predictions: pd.DataFrame = read_parquet(self.folder / PREDICTIONS_FILE, names).to_pandas()
+        """Return the out-of-sample predictions: PREDICTION_COLUMNS; the target is NaN inside the cost band."""
+        predictions: pd.DataFrame = read_parquet(self.folder / PREDICTIONS_FILE, PREDICTION_COLUMNS).to_pandas()
         return predictions
+
+    def labelled_predictions(self) -> pd.DataFrame:
+        """Return the out-of-sample predictions that came true or not."""
+        return self.predictions().dropna(subset=[TARGET])
+
+    @property
+    def label(self) -> LabelConfig:
+        """What the model predicts."""
+        return LabelConfig(**self.metadata["label_config"])
 
 
 class ModelStore:

@@ -28,19 +28,23 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
         return Verdict(kept["promoted"], kept["reason"], kept["evidence"])
     champion = _answering(store)
-    predictions = bundle.predictions()
+    predictions, horizon = bundle.labelled_predictions(), bundle.label.horizon_bars
     rival = None
-    if champion and recipe(champion.metadata) != recipe(bundle.metadata):
-        theirs = champion.predictions()
+    same_label = champion is None or champion.label == bundle.label
+    if champion and same_label and recipe(champion.metadata) != recipe(bundle.metadata):
+        theirs = champion.labelled_predictions()
         key = ["symbol", "event_timestamp"]
-        rival = Comparison(against_champion(predictions, theirs, recipes), len(predictions[key].merge(theirs[key])))
+        rival = Comparison(
+            against_champion(predictions, theirs, recipes, horizon), len(predictions[key].merge(theirs[key]))
+        )
     parity = bundle.metadata["parity"]
     return decide(
-        Comparison(against_chance(predictions, recipes), len(predictions)),
+        Comparison(against_chance(predictions, recipes, horizon), len(predictions)),
         rival,
         recipes,
         parity_holds=parity.get("holds") is True
         and parity.get("feature_set_hash") == bundle.metadata["feature_set_hash"],
+        other_label=None if same_label or champion is None else champion.label.definition,
         older_than_champion=champion is not None and _data_until(bundle) < _data_until(champion),
     )
 

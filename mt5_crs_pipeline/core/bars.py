@@ -142,6 +142,19 @@ def adjusted(bars: pd.DataFrame) -> pd.DataFrame:
     return bars.assign(**{name: bars[name] * factor for name in PRICE_COLUMNS})
 
 
+def spread_share(bars: pd.DataFrame) -> pd.Series:
+    """Return each bar's recorded spread as a share of its close, NaN where none is recorded.
+
+    `bars` has symbol, close, spread. MetaTrader 5 counts the spread in points, and a point is the last decimal of the
+    symbol's prices (SYMBOL_POINT): as many decimals as its closes need, up to eight.
+    """
+    decimals = pd.Series(0, index=bars.index)
+    for place in range(8):
+        decimals[bars["close"].round(place) != bars["close"]] = place + 1
+    point = 10.0 ** -decimals.groupby(bars["symbol"]).transform("max")
+    return bars["spread"] * point / bars["close"]
+
+
 def month_of(time: pd.Series) -> pd.Series:
     """Return the month each UTC time lies in, as '2024-05': the partition key of the lake."""
     months: pd.Series = time.dt.strftime("%Y-%m")

@@ -66,13 +66,14 @@ def threshold(recipes: int) -> float:
     return float(np.log(max(recipes, 1) / ALPHA))
 
 
-def against_chance(predictions: pd.DataFrame, recipes: int) -> Evidence:
+def against_chance(predictions: pd.DataFrame, recipes: int, horizon_bars: int = 1) -> Evidence:
     """Return the evidence against every constant rate, each symbol's own, that is the best in hindsight.
 
     `predictions` has symbol, event_timestamp, target (0/1) and probability, each made before its outcome; rows in any
-    order.
+    order. A bet is placed when the one before is settled: of labels that reach `horizon_bars` ahead, and so overlap,
+    those of every `horizon_bars`-th instant count.
     """
-    ordered = predictions.sort_values(["event_timestamp", "symbol"], kind="stable", ignore_index=True)
+    ordered = _settled_one_by_one(predictions, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     return instants.evidence(
@@ -82,7 +83,9 @@ def against_chance(predictions: pd.DataFrame, recipes: int) -> Evidence:
     )
 
 
-def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, recipes: int) -> Evidence:
+def against_champion(
+    predictions: pd.DataFrame, champion: pd.DataFrame, recipes: int, horizon_bars: int = 1
+) -> Evidence:
     """Return the evidence that the champion's probabilities are not the right ones, and these are nearer.
 
     Both frames as for `against_chance`; only rows that both predicted count. The bettor's belief moves from the
@@ -90,7 +93,7 @@ def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, recipes:
     """
     key = ["symbol", "event_timestamp"]
     both = predictions.merge(champion[[*key, "probability"]], on=key, suffixes=("", "_champion"))
-    ordered = both.sort_values(["event_timestamp", "symbol"], kind="stable", ignore_index=True)
+    ordered = _settled_one_by_one(both, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     rival = _limited(ordered["probability_champion"].to_numpy(dtype=float))
@@ -99,6 +102,13 @@ def against_champion(predictions: pd.DataFrame, champion: pd.DataFrame, recipes:
         np.cumsum(_log_likelihood(rival, up) * instants.weight)[instants.last],
         threshold(recipes),
     )
+
+
+def _settled_one_by_one(predictions: pd.DataFrame, horizon_bars: int) -> pd.DataFrame:
+    """Return the rows of every `horizon_bars`-th instant, counted from the first, sorted by time and symbol."""
+    ordered = predictions.sort_values(["event_timestamp", "symbol"], kind="stable", ignore_index=True)
+    instant = pd.factorize(ordered["event_timestamp"])[0]
+    return ordered.iloc[np.flatnonzero(instant % horizon_bars == 0)].reset_index(drop=True)
 
 
 class _Instants:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from mt5_crs_pipeline.core.bars import TIMESTAMP, adjusted, close_time
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
 from mt5_crs_pipeline.core.features.frames import unfilled, write_features
-from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
 from mt5_crs_pipeline.core.panel import Rows
 from mt5_crs_pipeline.core.revisions import Revisions, States, microseconds, window_maximum
 
@@ -40,13 +40,18 @@ def feature_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
 
 
 def training_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
-    """Return the Arrow schema of the training set: label columns, then the features, all present in every row."""
+    """Return the Arrow schema of the training set: label columns, then the features, all present in every row.
+
+    The target is null inside the cost band, the spread where none was recorded.
+    """
     return pa.schema(
         [
             pa.field("symbol", pa.string(), nullable=False),
             pa.field(EVENT_TIMESTAMP, TIMESTAMP, nullable=False),
             pa.field(LABEL_TIME, TIMESTAMP, nullable=False),
-            pa.field(TARGET, pa.float64(), nullable=False),
+            pa.field(TARGET, pa.float64()),
+            pa.field(FORWARD_RETURN, pa.float64(), nullable=False),
+            pa.field(SPREAD_SHARE, pa.float64()),
             *(pa.field(name, pa.float64(), nullable=False) for name in get_feature_names(config)),
         ]
     )

@@ -1,40 +1,83 @@
 """Labels: the only file that may look ahead."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
 from mt5_crs_pipeline.core.bars import close_time
+from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.panel import Array, Panel
 
 EVENT_TIMESTAMP: Final = "event_timestamp"
 LABEL_TIME: Final = "label_time"
 TARGET: Final = "target"
-HORIZON_BARS: Final = 1
-LABEL_DEFINITION: Final = (
-    f"1 when the close {HORIZON_BARS} bar later is higher than this bar's close, else 0; missing until that bar closed"
-)
+FORWARD_RETURN: Final = "forward_return"
+SPREAD_SHARE: Final = "spread_share"
 
 
-def direction_target(bars: pd.DataFrame, horizon_bars: int = HORIZON_BARS) -> pd.Series:
-    """Return 1.0 where the close `horizon_bars` later is higher, else 0.0, in the frame's row order.
+@dataclass(frozen=True)
+class LabelConfig:
+    """What is predicted: the direction of the close over `horizon_bars`, beyond `cost_band` (a share of the price).
+
+    Raises ConfigurationError unless the horizon is a whole number of at least 1 and the band lies in [0, 1).
+    """
+
+    horizon_bars: int = 1
+    cost_band: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.horizon_bars, bool) or not isinstance(self.horizon_bars, int) or self.horizon_bars < 1:
+            raise ConfigurationError(f"horizon_bars is {self.horizon_bars!r}: give a whole number of bars, at least 1")
+        if isinstance(self.cost_band, bool) or not isinstance(self.cost_band, int | float):
+            raise ConfigurationError(f"cost_band is {self.cost_band!r}: give a share of the price, such as 0.0005")
+        if not 0 <= self.cost_band < 1:
+            raise ConfigurationError(f"cost_band is {self.cost_band}: give a share of the price from 0 to below 1")
+
+    @property
+    def definition(self) -> str:
+        """Say the label in one sentence: it travels with every model."""
+        bars = f"{self.horizon_bars} bar{'s' if self.horizon_bars > 1 else ''} later"
+        if not self.cost_band:
+            return f"1 when the close {bars} is higher than this bar's close, else 0; missing until that bar closed"
+        return (
+            f"1 when the close {bars} is more than {self.cost_band:.4%} higher than this bar's close, 0 when it is more"
+            " than that lower, none in between; missing until that bar closed"
+        )
+
+
+def direction_target(bars: pd.DataFrame, label: LabelConfig = LabelConfig()) -> pd.Series:
+    """Return 1.0 where the close `label.horizon_bars` later is higher, else 0.0, in the frame's row order.
 
     Columns read: time (aware UTC), close, and symbol unless there is only one. NaN where that later bar is not there
-    or a close is NaN: an open horizon is missing, never 0.
+    or a close is NaN: an open horizon is missing, never 0. NaN too where the close moved by no more than the cost band.
+    """
+    moved = forward_return(bars, label.horizon_bars).to_numpy()
+    target = np.where(np.isnan(moved) | (np.abs(moved) <= label.cost_band), np.nan, (moved > 0).astype(float))
+    if not label.cost_band:
+        target[moved == 0] = 0.0
+    return pd.Series(target, index=bars.index, name=TARGET)
+
+
+def forward_return(bars: pd.DataFrame, horizon_bars: int = 1) -> pd.Series:
+    """Return close `horizon_bars` later / close - 1 (a fraction), NaN where either is missing, in row order.
+
+    Its sign is that of the difference of the closes.
     """
     panel = Panel(bars, ("close",))
     close = panel.in_panel_order("close")
-    later = _ahead(panel, close, horizon_bars)
-    target = np.where(np.isnan(later) | np.isnan(close), np.nan, (later > close).astype(float))
-    return pd.Series(panel.in_frame_order(target), index=bars.index, name=TARGET)
+    moved = (_ahead(panel, close, horizon_bars) - close) / close
+    return pd.Series(panel.in_frame_order(moved), index=bars.index, name=FORWARD_RETURN)
 
 
-def labelled_bars(bars: pd.DataFrame, timeframe: str, horizon_bars: int = HORIZON_BARS) -> pd.DataFrame:
-    """Return the bars whose label is closed: symbol, event_timestamp (the bar's close), label_time, target.
+def labelled_bars(bars: pd.DataFrame, timeframe: str, label: LabelConfig = LabelConfig()) -> pd.DataFrame:
+    """Return the bars whose horizon is closed: symbol, event_timestamp, label_time, target, forward_return,
+    spread_share.
 
-    `label_time` is the close of the bar that decides the label: before it, nobody knew the target. Sorted by
-    event_timestamp and symbol.
+    `event_timestamp` is the bar's close, `label_time` the close of the bar that decides the label: before it, nobody
+    knew the target. `spread_share` is as in `bars`, NaN where they have none. Bars whose close moved by no
+    more than the cost band are there with a NaN target. Sorted by event_timestamp and symbol.
     """
     ordered = bars.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
     closes = close_time(ordered["time"], timeframe)
@@ -42,11 +85,13 @@ def labelled_bars(bars: pd.DataFrame, timeframe: str, horizon_bars: int = HORIZO
         {
             "symbol": ordered["symbol"],
             EVENT_TIMESTAMP: closes,
-            LABEL_TIME: closes.groupby(ordered["symbol"], sort=False).shift(-horizon_bars),
-            TARGET: direction_target(ordered, horizon_bars),
+            LABEL_TIME: closes.groupby(ordered["symbol"], sort=False).shift(-label.horizon_bars),
+            TARGET: direction_target(ordered, label),
+            FORWARD_RETURN: forward_return(ordered, label.horizon_bars),
+            SPREAD_SHARE: ordered.get(SPREAD_SHARE, np.nan),
         }
     )
-    closed = frame.dropna(subset=[LABEL_TIME, TARGET])
+    closed = frame.dropna(subset=[LABEL_TIME, FORWARD_RETURN])
     return closed.sort_values([EVENT_TIMESTAMP, "symbol"], kind="stable", ignore_index=True)
 
 

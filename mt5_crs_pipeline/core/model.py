@@ -1,17 +1,22 @@
 """Train and predict on frames with native XGBoost: same rows and settings, same bytes."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.labels import TARGET
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
 from mt5_crs_pipeline.core.splits import hold_out_latest, walk_forward
 
 MODEL_TYPE = "xgboost.Booster"
+VOLATILITY: Final = "realised_volatility_20"
+"""The feature that says how wild the market was when a row was predicted."""
+# What is kept with a prediction, so that it can be judged without the training set.
+_KEPT: Final = ("symbol", EVENT_TIMESTAMP, LABEL_TIME, TARGET, FORWARD_RETURN, SPREAD_SHARE, VOLATILITY)
+PREDICTION_COLUMNS: Final = (*_KEPT, "probability")
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,15 @@ def predict(booster: Any, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
 def out_of_sample_predictions(rows: pd.DataFrame, features: list[str], config: TrainingConfig) -> pd.DataFrame:
     """Predict every row of every walk-forward window with a model that learnt only from before it.
 
-    Returns symbol, event_timestamp, target and probability, in the order of the windows.
+    Returns PREDICTION_COLUMNS, of those that `rows` has, in the order of the windows. Rows without a target, whose
+    close stays inside the cost band, are predicted and not learnt from.
     """
     parts = []
+    kept = [name for name in _KEPT if name in rows]
     for split in walk_forward(rows, config.first_train_times, config.window_growth):
-        booster = fit(rows.iloc[split.train], features, config)
+        booster = fit(rows.iloc[split.train].dropna(subset=[TARGET]), features, config)
         test = rows.iloc[split.test]
-        parts.append(test[["symbol", "event_timestamp", TARGET]].assign(probability=predict(booster, test)))
+        parts.append(test[kept].assign(probability=predict(booster, test)))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,13 +1,15 @@
 """The metadata that travels with a model."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
 
 import pandas as pd
 
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
-from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_DEFINITION, TARGET
-from mt5_crs_pipeline.core.model import MODEL_TYPE, TrainingConfig
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET
+from mt5_crs_pipeline.core.model import MODEL_TYPE
+from mt5_crs_pipeline.core.recipe import Recipe
 
 MODEL_FILE: Final = "model.ubj"
 
@@ -18,7 +20,7 @@ def model_card(
     version: str,
     timeframe: str,
     config: FeatureConfig,
-    training: TrainingConfig,
+    recipe: Recipe,
     importance: dict[str, float],
     metrics: dict[str, Any],
     data_fingerprint: str,
@@ -28,7 +30,7 @@ def model_card(
     library_versions: dict[str, str],
 ) -> dict[str, Any]:
     """Return the JSON-serialisable metadata of a model trained on `rows` (a training set)."""
-    ups = int(rows[TARGET].sum())
+    ups, labelled = int(rows[TARGET].sum()), int(rows[TARGET].count())
     per_symbol = rows["symbol"].value_counts().sort_index()
     return {
         "model_type": MODEL_TYPE,
@@ -38,7 +40,7 @@ def model_card(
         "lookback": config.lookback,
         "features": get_feature_names(config),
         "train_date": train_date.isoformat(),
-        "params": training.to_dict(),
+        "params": recipe.training.to_dict(),
         "metrics": metrics,
         "model_file": MODEL_FILE,
         "feature_config": {"features": get_feature_names(config)},
@@ -52,7 +54,8 @@ def model_card(
         "parity": parity,
         "code_commit": code_commit,
         "library_versions": library_versions,
-        "label": LABEL_DEFINITION,
-        "class_balance": {"UP": ups, "DOWN": len(rows) - ups},
+        "label": recipe.label.definition,
+        "label_config": asdict(recipe.label),
+        "class_balance": {"UP": ups, "DOWN": labelled - ups},
         "importance": importance,
     }

@@ -83,12 +83,14 @@ def decide(
     recipes: int,
     *,
     parity_holds: bool,
+    other_label: str | None = None,
     older_than_champion: bool = False,
 ) -> Verdict:
     """Return the verdict on a model whose evidence counts `recipes` tried ones.
 
     `champion` is the comparison with a champion of another recipe, on the rows that both predicted; None when there is
-    no champion, or one of the same recipe: newer data of a recipe that has shown its edge may replace it.
+    no champion, or one of the same recipe: newer data of a recipe that has shown its edge may replace it. `other_label`
+    is what a champion predicts that answers another question.
     """
     said = _said(chance, "the best constant rates", recipes)
     evidence = {
@@ -103,6 +105,12 @@ def decide(
         return Verdict(False, text, evidence)
     if not chance.evidence.shown:
         return Verdict(False, f"No edge was shown: {said}.", evidence)
+    if other_label is not None:
+        text = (
+            f"Not promoted: the champion predicts another label ({other_label}), so that the two cannot be compared;"
+            f" give this recipe a state folder (MT5_CRS_HOME) of its own: {said}."
+        )
+        return Verdict(False, text, evidence)
     if champion and not champion.evidence.shown:
         rival = _said(champion, "the champion", recipes)
         return Verdict(False, f"No edge was shown over the champion: {rival}; {said}.", evidence)

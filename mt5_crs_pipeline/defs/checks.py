@@ -19,7 +19,7 @@ from mt5_crs_pipeline.core.feature_rows import (
     training_schema,
 )
 from mt5_crs_pipeline.core.features import get_feature_names
-from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, TARGET, LabelConfig
 from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.defs.metadata import picture
 
@@ -53,7 +53,8 @@ TRAINING_CHECK = dg.AssetCheckSpec(
     "training_rows_are_labelled_and_past",
     asset="training_set",
     blocking=True,
-    description="Every training row is complete, labelled 0 or 1 by a bar that has closed, and there once.",
+    description="Every training row is complete, labelled 0 or 1 by a bar that has closed (or by none, inside"
+    " the cost band), and there once.",
 )
 
 
@@ -118,15 +119,16 @@ def check_parity(spec: dg.AssetCheckSpec, parity: Parity, certificate: dict[str,
     )
 
 
-def check_training_rows(lake: Lake) -> dg.AssetCheckResult:
+def check_training_rows(lake: Lake, label: LabelConfig) -> dg.AssetCheckResult:
     """Result of TRAINING_CHECK on the stored training set."""
     rows = read_parquet(lake.training_set, training_schema().names).to_pandas()
     now = pd.Timestamp(datetime.now(UTC))
+    inside_band = rows[TARGET].isna() & (label.cost_band > 0) & (rows[FORWARD_RETURN].abs() <= label.cost_band)
     return _result(
         TRAINING_CHECK,
-        {"rows": len(rows)},
+        {"rows": len(rows), "inside the cost band": int(inside_band.sum())},
         {
-            "unlabelled": ~rows[TARGET].isin([0.0, 1.0]),
+            "unlabelled": ~rows[TARGET].isin([0.0, 1.0]) & ~inside_band,
             "label from the future": (rows[LABEL_TIME] <= rows[EVENT_TIMESTAMP]) | (rows[LABEL_TIME] > now),
             "incomplete": rows[get_feature_names(PIPELINE_FEATURES)].isna().any(axis=1),
             "repeated": rows.duplicated(["symbol", EVENT_TIMESTAMP]),

@@ -7,6 +7,8 @@ from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.lake import Lake
 from mt5_crs_pipeline.adapters.model_store import ModelStore
+from mt5_crs_pipeline.adapters.recipe_file import read_recipe
+from mt5_crs_pipeline.core.recipe import Recipe
 from mt5_crs_pipeline.settings import Settings
 
 
@@ -21,6 +23,12 @@ class Stores:
         self.lake = Lake(settings.lake)
         self._redis_url = settings.redis_url
         self.models = ModelStore(settings.models)
+        self._recipe_file = settings.recipe
+
+    @property
+    def recipe(self) -> Recipe:
+        """The label and training settings as the user's file has them now."""
+        return read_recipe(self._recipe_file)
 
     @contextlib.contextmanager
     def feast(self) -> Iterator[FeastStore]:

@@ -12,8 +12,9 @@ from mt5_crs_pipeline.core.bars import adjusted, close_time
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
-from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance
+from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS, TrainingConfig, fit, importance
 from mt5_crs_pipeline.core.model_card import model_card
+from mt5_crs_pipeline.core.recipe import Recipe
 
 VERSION = "20130301-0123456789ab"
 SYMBOLS = ("AAPL", "IBM")
@@ -34,7 +35,8 @@ def training_rows() -> pd.DataFrame:
     bars = real_bars()
     features = feature_rows(bars, "D1").drop(columns=["time", "known_at", "recorded_at", "is_complete"])
     labels = labelled_bars(adjusted(bars), "D1")
-    rows = labels.merge(features, on=["symbol", EVENT_TIMESTAMP], how="left").dropna()
+    rows = labels.merge(features, on=["symbol", EVENT_TIMESTAMP], how="left")
+    rows = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
     return rows.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)
 
 
@@ -49,7 +51,7 @@ def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
         version=version,
         timeframe="D1",
         config=PIPELINE_FEATURES,
-        training=TRAINING,
+        recipe=Recipe(training=TRAINING),
         importance=importance(booster()),
         metrics={"accuracy": 0.5},
         data_fingerprint="0" * 64,
@@ -63,7 +65,7 @@ def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
 
 def predictions() -> pd.DataFrame:
     rows = training_rows().tail(40).reset_index(drop=True)
-    return rows[["symbol", EVENT_TIMESTAMP, "target"]].assign(probability=0.25)
+    return rows.assign(probability=0.25)[list(PREDICTION_COLUMNS)]
 
 
 def planted_predictions(wrong_in: int = 5) -> pd.DataFrame:
@@ -71,7 +73,7 @@ def planted_predictions(wrong_in: int = 5) -> pd.DataFrame:
     rows = training_rows()
     wrong = pd.Series(range(len(rows)), index=rows.index) % wrong_in == 0
     probability = (rows["target"] - wrong).abs() * 0.2 + 0.4
-    return rows[["symbol", EVENT_TIMESTAMP, "target"]].assign(probability=probability)
+    return rows.assign(probability=probability)[list(PREDICTION_COLUMNS)]
 
 
 def save_model(store: ModelStore, version: str = VERSION, **changes: Any) -> Bundle:

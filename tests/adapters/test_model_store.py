@@ -85,7 +85,7 @@ def test_a_bundle_comes_back_as_it_was_saved(store: ModelStore) -> None:
     saved = save_model(store)
     for bundle in (saved, store.load(VERSION), store.load(), open_bundle(saved.folder)):
         assert bundle.version == VERSION and bundle.metadata == card() and bundle.config == PIPELINE_FEATURES
-        assert bundle.predictions().to_dict("list") == predictions().to_dict("list")
+        pd.testing.assert_frame_equal(bundle.predictions(), predictions())
         rows = training_rows().head(50)
         assert np.array_equal(predict(bundle.booster(), rows), predict(booster(), rows))
     assert sorted(path.name for path in saved.folder.iterdir()) == sorted(FILES)

@@ -98,11 +98,14 @@ def test_rows_fit_their_schema(length: int) -> None:
 def test_the_schemas_are_made_of_the_features_in_their_order() -> None:
     stamps = ["symbol", "time", "event_timestamp", "known_at", "recorded_at", "is_complete"]
     assert feature_schema().names == [*stamps, *PIPELINE_FEATURES.features]
-    assert training_schema(CONFIG).names == ["symbol", "event_timestamp", "label_time", "target", "sma_5", "gap"]
+    assert training_schema(CONFIG).names == [
+        *("symbol", "event_timestamp", "label_time", "target", "forward_return", "spread_share"),
+        *("sma_5", "gap"),
+    ]
     for schema in (feature_schema(), training_schema()):
         assert all(schema.field(name).type == pa.float64() for name in PIPELINE_FEATURES.features)
         assert schema.field("event_timestamp").type == pa.timestamp("us", tz="UTC")
-    assert not any(field.nullable for field in training_schema())
+    assert [field.name for field in training_schema() if field.nullable] == ["target", "spread_share"]
     assert [field.name for field in feature_schema() if field.nullable] == list(PIPELINE_FEATURES.features)
 
 

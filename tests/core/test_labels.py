@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.labels import LABEL_DEFINITION, direction_target, labelled_bars
+from mt5_crs_pipeline.core.labels import LabelConfig, direction_target, labelled_bars
 from tests.core.samples import random_bars, real_bars
+
+COLUMNS = ["symbol", "event_timestamp", "label_time", "target", "forward_return", "spread_share"]
 
 
 def target_by_loop(bars: pd.DataFrame, horizon: int) -> dict[int, float]:
@@ -27,7 +29,7 @@ def test_the_target_equals_a_loop_over_each_symbol(horizon: int) -> None:
     bars = pd.concat([random_bars(length=40), random_bars(("SHORT",), 7)], ignore_index=True)
     bars["close"] = bars["close"].round(1)
     bars = bars.sample(frac=1, random_state=horizon)
-    target = direction_target(bars, horizon)
+    target = direction_target(bars, LabelConfig(horizon))
     expected = target_by_loop(bars, horizon)
     np.testing.assert_array_equal(target.to_numpy(), [expected[index] for index in bars.index])
     assert target.name == "target"
@@ -41,7 +43,7 @@ def test_an_unchanged_close_is_no_rise() -> None:
 @pytest.mark.parametrize("horizon", [1, 3])
 def test_an_open_horizon_is_missing_never_zero(horizon: int) -> None:
     bars = real_bars(50)
-    missing = direction_target(bars, horizon).isna()
+    missing = direction_target(bars, LabelConfig(horizon)).isna()
     assert missing.groupby(bars["symbol"]).sum().eq(horizon).all()
     assert missing[bars.groupby("symbol").tail(horizon).index].all()
 
@@ -49,7 +51,7 @@ def test_an_open_horizon_is_missing_never_zero(horizon: int) -> None:
 def test_a_missing_close_leaves_out_its_own_label_and_the_one_it_would_decide() -> None:
     bars = random_bars(("A",), 20)
     bars.loc[8, "close"] = np.nan
-    assert np.flatnonzero(direction_target(bars, 3).isna()).tolist() == [5, 8, 17, 18, 19]
+    assert np.flatnonzero(direction_target(bars, LabelConfig(3)).isna()).tolist() == [5, 8, 17, 18, 19]
 
 
 def test_closed_labels_equal_a_loop_with_the_times_of_both_closes() -> None:
@@ -60,8 +62,15 @@ def test_closed_labels_equal_a_loop_with_the_times_of_both_closes() -> None:
         for now, later in zip(rows, rows[2:], strict=False):
             rose = float(later["close"] > now["close"])
             expected.append((now["time"] + day, symbol, later["time"] + day, rose))
-    result = labelled_bars(bars, "D1", horizon_bars=2)
-    assert result.columns.tolist() == ["symbol", "event_timestamp", "label_time", "target"]
+    result = labelled_bars(bars, "D1", LabelConfig(2))
+    assert result.columns.tolist() == [
+        "symbol",
+        "event_timestamp",
+        "label_time",
+        "target",
+        "forward_return",
+        "spread_share",
+    ]
     found = result[["event_timestamp", "symbol", "label_time", "target"]].itertuples(index=False, name=None)
     assert list(found) == sorted(expected)
 
@@ -86,7 +95,14 @@ def test_new_bars_add_labels_and_change_none() -> None:
 def test_too_few_bars_have_no_labels(rows: int) -> None:
     result = labelled_bars(random_bars(("A", "B"), 3).groupby("symbol").head(rows), "D1")
     assert result.empty
-    assert result.columns.tolist() == ["symbol", "event_timestamp", "label_time", "target"]
+    assert result.columns.tolist() == [
+        "symbol",
+        "event_timestamp",
+        "label_time",
+        "target",
+        "forward_return",
+        "spread_share",
+    ]
 
 
 def test_bars_are_left_as_they_were() -> None:
@@ -104,4 +120,4 @@ def test_two_bars_of_one_time_have_no_label() -> None:
 
 
 def test_the_definition_in_words_is_that_of_the_default_horizon() -> None:
-    assert LABEL_DEFINITION.startswith("1 when the close 1 bar later is higher")
+    assert LabelConfig().definition.startswith("1 when the close 1 bar later is higher")

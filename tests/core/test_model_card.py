@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from mt5_crs_pipeline.core.features import FeatureConfig
-from mt5_crs_pipeline.core.labels import LABEL_DEFINITION
+from mt5_crs_pipeline.core.labels import LabelConfig
 from mt5_crs_pipeline.core.model import TrainingConfig
 from mt5_crs_pipeline.core.model_card import model_card
+from mt5_crs_pipeline.core.recipe import Recipe
 
 PROMISED = {
     *("model_type", "model_version", "symbols", "lookback", "features", "train_date", "params", "metrics"),
@@ -30,7 +31,7 @@ def card() -> dict[str, Any]:
         version="20240105-abc",
         timeframe="D1",
         config=FeatureConfig(("sma_5", "gap")),
-        training=TrainingConfig(seed=99),
+        recipe=Recipe(training=TrainingConfig(seed=99)),
         importance={"sma_5": 0.75, "gap": 0.25},
         metrics={"accuracy": 0.5},
         data_fingerprint="f" * 64,
@@ -59,7 +60,7 @@ def test_the_card_names_what_it_was_made_by(card: dict[str, Any]) -> None:
     assert card["feature_set_hash"] == FeatureConfig(("sma_5", "gap")).feature_set_hash
     assert card["lookback"] == 5
     assert card["parity"] == {"holds": True, "certificate": "c" * 64}
-    assert card["label"] == LABEL_DEFINITION
+    assert card["label"] == LabelConfig().definition
     assert card["params"]["seed"] == 99
     assert card["importance"] == {"sma_5": 0.75, "gap": 0.25}
     assert (card["model_type"], card["model_file"]) == ("xgboost.Booster", "model.ubj")

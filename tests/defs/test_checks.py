@@ -14,7 +14,7 @@ from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, close_time
 from mt5_crs_pipeline.core.errors import DamagedFileError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows, feature_schema, training_schema
 from mt5_crs_pipeline.core.features import get_feature_names
-from mt5_crs_pipeline.core.labels import labelled_bars
+from mt5_crs_pipeline.core.labels import LabelConfig, labelled_bars
 from mt5_crs_pipeline.defs.checks import check_bars, check_features, check_training_rows
 from tests.defs.small_lake import year_of_bars
 
@@ -45,7 +45,9 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
     labels = labelled_bars(bars, "D1")
     stamps = ["time", "known_at", "recorded_at", "is_complete"]
     rows = labels.merge(features.drop(columns=stamps), on=["symbol", "event_timestamp"])
-    lake.training_set.write_bytes(parquet_bytes(table(rows.dropna(), training_schema())))
+    lake.training_set.write_bytes(
+        parquet_bytes(table(rows.dropna(subset=get_feature_names(PIPELINE_FEATURES)), training_schema()))
+    )
     return lake
 
 
@@ -93,7 +95,7 @@ def counts(result: object) -> dict[str, int]:
 
 def test_what_the_assets_write_passes(lake: Lake) -> None:
     bars, features = check_bars(lake, MONTHS, "D1"), check_features(lake, MONTHS)
-    training = check_training_rows(lake)
+    training = check_training_rows(lake, LabelConfig())
     assert bars.passed and features.passed and training.passed
     assert counts(bars) == counts(features) == counts(training) == {}
     assert bars.metadata["bars"].value == features.metadata["bars"].value == len(year_of_bars())
@@ -174,7 +176,7 @@ def test_features_of_a_month_without_bars_fail(lake: Lake) -> None:
 )
 def test_a_fault_in_the_training_rows_fails(lake: Lake, change: Change, fault: str) -> None:
     tamper(lake, "", training_schema(), change)
-    result = check_training_rows(lake)
+    result = check_training_rows(lake, LabelConfig())
     assert not result.passed
     assert fault in counts(result)
 

@@ -17,7 +17,7 @@ from mt5_crs_pipeline.adapters.promotion import judge, promote_on_evidence
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.trial_ledger import record_trial
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions, spread_share
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
 from mt5_crs_pipeline.core.feature_rows import (
@@ -29,16 +29,14 @@ from mt5_crs_pipeline.core.feature_rows import (
     training_schema,
 )
 from mt5_crs_pipeline.core.features import get_feature_names
-from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
-from mt5_crs_pipeline.core.model import TrainingConfig, fit, importance, model_version, out_of_sample_predictions
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
+from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
-from mt5_crs_pipeline.core.promotion import recipe
+from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import TRAINING_CHECK, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
-
-TRAINING = TrainingConfig()
 
 
 class TrainingSetConfig(dg.Config):
@@ -62,7 +60,9 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
     bars = _bars_as_of(stores, config.as_of)
     # Not the clock: as of this instant the same rows come out whenever they are asked for.
     as_of = bars["recorded_at"].max().to_pydatetime()
-    labels = labelled_bars(adjusted(bars), stores.timeframe)
+    labels = labelled_bars(
+        adjusted(bars.assign(spread_share=spread_share(bars))), stores.timeframe, stores.recipe.label
+    )
     stamps = ["symbol", EVENT_TIMESTAMP, KNOWN_AT, RECORDED_AT]
     months = stores.lake.months(TECHNICAL_FEATURES)
     features = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), stamps).to_pandas()
@@ -88,7 +88,7 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
             rows_left_out_in_warm_up=len(rows) - len(complete),
             rows_left_out_as_known_later=len(labels) - len(answerable),
         ),
-        check_results=[check_training_rows(stores.lake)],
+        check_results=[check_training_rows(stores.lake, stores.recipe.label)],
     )
 
 
@@ -99,16 +99,17 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     version = current_version(stores)
     features = get_feature_names(PIPELINE_FEATURES)
     if not stores.models.has(version):
-        predictions = out_of_sample_predictions(rows, features, TRAINING)
-        booster = fit(rows, features, TRAINING)
+        recipe = stores.recipe
+        predictions = out_of_sample_predictions(rows, features, recipe.training)
+        booster = fit(rows.dropna(subset=[TARGET]), features, recipe.training)
         card = model_card(
             rows=rows,
             version=version,
             timeframe=stores.timeframe,
             config=PIPELINE_FEATURES,
-            training=TRAINING,
+            recipe=recipe,
             importance=importance(booster),
-            metrics=evaluate(predictions, importance(booster)).to_dict(),
+            metrics=evaluate(predictions.dropna(subset=[TARGET]), importance(booster)).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
             parity=proof_for_training(stores.lake),
             train_date=datetime.now(UTC),
@@ -118,7 +119,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         stores.models.save(card, booster, predictions)
     bundle = stores.models.load(version)
     with stores.database.connection() as connection:
-        recipes = record_trial(connection, stores.timeframe, recipe(bundle.metadata))
+        recipes = record_trial(connection, stores.timeframe, counted_recipe(bundle.metadata))
     return dg.MaterializeResult(
         metadata={
             "model version": version,
@@ -196,11 +197,11 @@ def _training_rows(stores: Stores) -> pd.DataFrame:
 
 def current_version(stores: Stores) -> str:
     """Return the model version that the stored training set, this code's settings and libraries lead to."""
-    recipe = [sha256(stores.lake.training_set), stores.timeframe, PIPELINE_FEATURES.feature_set_hash]
-    recipe += [repr(TRAINING), library_versions()["xgboost"]]
-    digest = hashlib.sha256("\n".join(recipe).encode()).hexdigest()
+    decisive = [sha256(stores.lake.training_set), stores.timeframe, PIPELINE_FEATURES.feature_set_hash]
+    decisive += [repr(stores.recipe), library_versions()["xgboost"]]
+    digest = hashlib.sha256("\n".join(decisive).encode()).hexdigest()
     return model_version(_training_rows(stores), digest)
 
 
 def _evaluation(bundle: Bundle) -> Evaluation:
-    return evaluate(bundle.predictions(), bundle.metadata["importance"])
+    return evaluate(bundle.labelled_predictions(), bundle.metadata["importance"])
