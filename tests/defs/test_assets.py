@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.assets.model import (
@@ -275,11 +276,11 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     champion = stores.models.save(card("20110101-champion0000"), booster(), predictions())
     stores.models.promote(champion, "2011-01-01T00:00:00+00:00")
     version = current_version(stores)
-    rows = pd.read_parquet(stores.lake.training_set)[["symbol", "event_timestamp", "target"]]
+    rows = pd.read_parquet(stores.lake.training_set)
     # Right on four of five rows, or always the same answer.
     wrong = pd.Series(range(len(rows))) % 5 == 0
     probability = (rows["target"] - wrong).abs() * 0.2 + 0.4 if edge else pd.Series(0.6, index=rows.index)
-    stores.models.save(card(version), booster(), rows.assign(probability=probability))
+    stores.models.save(card(version), booster(), rows.assign(probability=probability)[list(PREDICTION_COLUMNS)])
 
     told = metadata(materialize(stores, [model_evaluation, champion_model]), "champion_model")
     pointer = stores.models.champion()
