@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mt5_crs_pipeline.core.bars import check_symbol, check_timeframe
@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr = SecretStr("")
     timeframe: str = "D1"
     start: str = "2000-01"
+    trading_cost: float | None = Field(default=None, ge=0, lt=1)
     symbols: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("home")

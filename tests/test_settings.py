@@ -58,7 +58,7 @@ def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.Monk
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS"):
+    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "TRADING_COST"):
         monkeypatch.setenv(f"MT5_CRS_{name}", "")
     assert load_settings() == Settings()
     assert load_settings().home == tmp_path / ".mt5_crs"
@@ -79,6 +79,10 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         ("START", "2015-13", ["'2015-13'", "2015-01"]),
         ("START", "2015-01-01", ["'2015-01-01'"]),
         ("START", "2015-01\n", ["2015-01"]),
+        ("TRADING_COST", "1", ["less than 1", "'1'"]),
+        ("TRADING_COST", "-0.1", ["greater than or equal to 0", "'-0.1'"]),
+        ("TRADING_COST", "nan", ["TRADING_COST", "nan"]),
+        ("TRADING_COST", "cheap", ["number", "cheap"]),
         ("SYMBOLS", "EURUSD,../etc", ["'../etc'", "A-Z"]),
         ("SYMBOLS", "'; drop table market_data; --", ["drop table", "A-Z"]),
         ("SYMBOLS", "EUR USD", ["'EUR USD'"]),

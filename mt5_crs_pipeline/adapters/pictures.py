@@ -85,7 +85,7 @@ def evidence(comparison: Mapping[str, Any]) -> bytes:
 
     `comparison` is a verdict's evidence: log_wealth, threshold, shown, reached_at, and curve as [ISO time, nats] pairs.
     """
-    figure, axes = _figure(evidence_finding(comparison))
+    figure, axes = empty_figure(evidence_finding(comparison))
     times = (
         pd.to_datetime([time for time, _ in comparison["curve"]], utc=True, format="ISO8601")
         .tz_localize(None)
@@ -97,14 +97,14 @@ def evidence(comparison: Mapping[str, Any]) -> bytes:
     axes.plot(times, wealth, color=BLUE, linewidth=1.8, label="log-wealth", zorder=3)
     axes.set_xlabel("bar's close (UTC)")
     axes.set_ylabel("nats")
-    _legend(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_bytes(figure)
 
 
 def accuracy_by_year(evaluation: Evaluation) -> bytes:
     """Draw each year's accuracy with its 95 % interval beside that year's base rate."""
     years = evaluation.by_year
-    figure, axes = _figure(year_finding(evaluation))
+    figure, axes = empty_figure(year_finding(evaluation))
     place = np.arange(len(years))
     below = (years["accuracy"] - years["lower"]).to_numpy()
     above = (years["upper"] - years["accuracy"]).to_numpy()
@@ -132,14 +132,14 @@ def accuracy_by_year(evaluation: Evaluation) -> bytes:
     axes.set_xlim(-0.7, len(years) - 0.3)
     axes.set_xlabel("year of the bar's close (UTC)")
     axes.set_ylabel("share of rows")
-    _legend(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_bytes(figure)
 
 
 def reliability(evaluation: Evaluation) -> bytes:
     """Draw the share of UP that followed against the predicted probability, with intervals and rows per bin."""
     bins = evaluation.reliability
-    figure, axes = _figure(reliability_finding(evaluation))
+    figure, axes = empty_figure(reliability_finding(evaluation))
     left, right = float(bins["bin_lower"].min()), float(bins["bin_upper"].max())
     axes.plot([0, 1], [0, 1], color=ORANGE, linewidth=1.5, label="perfect", zorder=1)
     below = (bins["share_up"] - bins["lower"]).to_numpy()
@@ -165,13 +165,13 @@ def reliability(evaluation: Evaluation) -> bytes:
     axes.set_xticks(np.unique(bins[["bin_lower", "bin_upper"]].to_numpy()))
     axes.set_xlabel("predicted probability of UP, ten equal bins")
     axes.set_ylabel("share of UP that followed")
-    _legend(axes)
-    return _png(figure)
+    legend_below(axes)
+    return png_bytes(figure)
 
 
 def feature_importance(evaluation: Evaluation) -> bytes:
     """Draw the 20 most important features as bars."""
-    figure, axes = _figure(importance_finding(evaluation))
+    figure, axes = empty_figure(importance_finding(evaluation))
     values, unit = _shown_importance(evaluation.importance)
     shown = values.iloc[:TOP_FEATURES]
     place = np.arange(len(shown))
@@ -181,12 +181,12 @@ def feature_importance(evaluation: Evaluation) -> bytes:
     axes.grid(axis="x", color=GRID)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of total importance (%)" if unit == "%" else "importance (the model's own unit)")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def confusion(evaluation: Evaluation) -> bytes:
     """Draw the counts of actual against predicted directions, with each cell's share of its actual direction."""
-    figure, axes = _figure(confusion_finding(evaluation))
+    figure, axes = empty_figure(confusion_finding(evaluation))
     counts = evaluation.confusion.to_numpy()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1.25, aspect="auto")
@@ -200,7 +200,7 @@ def confusion(evaluation: Evaluation) -> bytes:
     axes.set_yticks([0, 1], [f"actual {name}" for name in DIRECTIONS])
     axes.grid(visible=False)
     axes.set_xlabel("rows, out of sample")
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def closes(bars: pd.DataFrame) -> bytes:
@@ -215,9 +215,9 @@ def closes(bars: pd.DataFrame) -> bytes:
     ]
     lines.sort(key=lambda line: (-float(line[2].iloc[-1]), line[0]))
     if not lines:
-        return _png(_figure("No closes to draw")[0])
+        return png_bytes(empty_figure("No closes to draw")[0])
     ends = f"{_label(lines[0][0])} ends highest, at {float(lines[0][2].iloc[-1]):.3g} times its first close"
-    figure, axes = _figure(f"{_count(len(lines), 'symbol')}: {ends}")
+    figure, axes = empty_figure(f"{_count(len(lines), 'symbol')}: {ends}")
     for rank, (name, time, ratio) in enumerate(lines):
         # The last point always stays: the title speaks of it.
         kept = np.unique(np.linspace(0, len(ratio) - 1, min(len(ratio), POINTS_PER_LINE)).astype(int))
@@ -234,8 +234,8 @@ def closes(bars: pd.DataFrame) -> bytes:
     _plain_log_ticks(axes)
     axes.set_xlabel("time (UTC)")
     axes.set_ylabel("close / first close (log)")
-    _legend(axes, beside=True)
-    return _png(figure)
+    legend_below(axes, beside=True)
+    return png_bytes(figure)
 
 
 def coverage(bars: pd.DataFrame) -> bytes:
@@ -244,7 +244,7 @@ def coverage(bars: pd.DataFrame) -> bytes:
     `bars`: symbol, time (UTC).
     """
     if bars.empty:
-        return _png(_figure("No bars to count")[0])
+        return png_bytes(empty_figure("No bars to count")[0])
     months = (bars["time"].dt.year * 12 + bars["time"].dt.month - 1).to_numpy()
     names, row = np.unique(bars["symbol"].astype(str).to_numpy(dtype=object), return_inverse=True)
     start, width = int(months.min()), int(months.max() - months.min()) + 1
@@ -252,7 +252,7 @@ def coverage(bars: pd.DataFrame) -> bytes:
     np.add.at(cells, (row, months - start), 1)
     empty = int((cells == 0).sum())
     state = "no month is empty" if empty == 0 else f"{empty:,} of {_count(cells.size, 'symbol-month')} hold no bar"
-    figure, axes = _figure(f"{_count(len(bars), 'bar')}, {_count(len(names), 'symbol')}: {state}")
+    figure, axes = empty_figure(f"{_count(len(bars), 'bar')}, {_count(len(names), 'symbol')}: {state}")
     image = axes.imshow(
         np.ma.masked_equal(cells, 0), cmap="Blues", vmin=0, vmax=cells.max() * 1.15, aspect="auto", interpolation="none"
     )
@@ -265,10 +265,10 @@ def coverage(bars: pd.DataFrame) -> bytes:
     bar.set_label("bars in the month", color=QUIET)
     bar.ax.tick_params(colors=QUIET, labelsize=9, length=0)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png_bytes(figure)
 
 
-def _figure(title: str) -> "tuple[Figure, Axes]":
+def empty_figure(title: str) -> "tuple[Figure, Axes]":
     """Return an empty picture in the house style, with the finding as its title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -290,19 +290,19 @@ def _figure(title: str) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _png(figure: "Figure") -> bytes:
+def png_bytes(figure: "Figure") -> bytes:
     """Return the picture's bytes, without the version stamp that would change them."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _legend(axes: "Axes", *, beside: bool = False) -> None:
+def legend_below(axes: "Axes", *, beside: bool = False) -> None:
     """Place the legend outside the data: below on the right, level with the axis label, or beside."""
     place: dict[str, Any] = (
         {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
         if beside
-        else {"loc": "upper right", "bbox_to_anchor": (1.0, -0.09), "ncols": 2}
+        else {"loc": "upper right", "bbox_to_anchor": (1.0, -0.09), "ncols": 3}
     )
     legend = axes.legend(frameon=False, fontsize=9, labelcolor=QUIET, borderaxespad=0.0, **place)
     for text in legend.get_texts():

@@ -8,7 +8,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters import pictures, pictures_economics
+from mt5_crs_pipeline.core.economics import Economics
 from mt5_crs_pipeline.core.evaluation import Evaluation
 from mt5_crs_pipeline.core.promotion import Verdict
 
@@ -26,11 +27,13 @@ _MEANINGS = {
 }
 
 
-def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict: Verdict) -> bytes:
+def render_report(
+    evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict: Verdict, earned: Economics
+) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
-    `verdict` is the one on its promotion.
+    `verdict` is the one on its promotion, `earned` what a simple rule made of the predictions.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -50,6 +53,10 @@ def render_report(evaluation: Evaluation, model_metadata: Mapping[str, Any], ver
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
             ("By year", "Year (UTC)", evaluation.by_year.to_dict(orient="records")),
         ],
+        earned=_economics_lines(earned),
+        earned_picture=_picture(
+            "Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)
+        ),
         model=_model_lines(model_metadata),
         features=[str(name) for name in _items(model_metadata.get("features"))],
         params=_pairs(model_metadata.get("params")),
@@ -69,9 +76,32 @@ def _pictures(evaluation: Evaluation, chance: Mapping[str, Any]) -> list[dict[st
             ("Confusion", pictures.confusion, pictures.confusion_finding),
         )
     ]
+    return [_picture(*one) for one in drawn]
+
+
+def _picture(heading: str, png: bytes, finding: str) -> dict[str, str]:
+    return {"heading": heading, "uri": pictures.data_uri(png), "alt": f"{heading}: {finding}."}
+
+
+def _economics_lines(earned: Economics) -> list[tuple[str, str]]:
+    """Return what the rule earned, as (name, text) lines."""
+
+    def percent(value: float) -> str:
+        return f"{value:.1%}" if math.isfinite(value) else "not defined"
+
+    known = "" if earned.costs_known == 1 else f"; costs are known for {earned.costs_known:.0%} of the rows, else zero"
+    tried = "1 recipe" if earned.recipes == 1 else f"{earned.recipes:,} recipes"
     return [
-        {"heading": heading, "uri": pictures.data_uri(png), "alt": f"{heading}: {finding}."}
-        for heading, png, finding in drawn
+        ("Return per year", f"{percent(earned.annual_return)} after costs{known}"),
+        ("Volatility per year", percent(earned.annual_volatility)),
+        (
+            "Sharpe ratio",
+            f"{_share(earned.sharpe)}, 95 % interval {_share(earned.sharpe_lower)} to {_share(earned.sharpe_upper)}",
+        ),
+        ("Deflated Sharpe ratio", f"{percent(earned.deflated_sharpe)}: better than the luckiest of {tried}"),
+        ("Largest drawdown", percent(earned.max_drawdown)),
+        ("Turnover per year", f"{earned.turnover:.1f} times the wealth"),
+        ("Rows with a position", percent(earned.invested)),
     ]
 
 

@@ -32,7 +32,7 @@ def metrics_with_intervals(rows: pd.DataFrame) -> pd.DataFrame:
     sums = _sums_by_time(rows)
     area = auc(target, probability)
     values = _from_sums(sums.sum(axis=0)[None, :], area)
-    again = _from_sums(_resampled(sums, block_length(_correct_by_time(sums))), area)
+    again = _from_sums(resampled(sums, block_length(_correct_by_time(sums))), area)
     share = float(np.mean(target))
     guess_up = float(share >= 0.5)
     to_beat = {
@@ -168,7 +168,7 @@ def _share_below(others: Array, probability: Array) -> Array:
     return share
 
 
-def _resampled(sums: Array, length: int) -> Array:
+def resampled(sums: Array, length: int) -> Array:
     """Return the sums of REPLICATES resamples of as many times, in circular blocks of `length`."""
     count = len(sums)
     wrapped = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(np.concatenate([sums, sums[:length]]), axis=0)])

@@ -19,6 +19,7 @@ class Stores:
         self.timeframe = settings.timeframe
         self.symbols = settings.symbols
         self.reports = settings.reports
+        self.trading_cost = settings.trading_cost
         self.database = Database(settings)
         self.lake = Lake(settings.lake)
         self._redis_url = settings.redis_url

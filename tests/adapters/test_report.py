@@ -19,8 +19,10 @@ from PIL import Image
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.report import render_report
+from mt5_crs_pipeline.core.economics import economics
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
 from mt5_crs_pipeline.core.promotion import Verdict
+from tests.core.test_economics import predictions as made_up_predictions
 
 HOSTILE = ("<script>alert(1)</script>", "US$ $x^{", "_hidden", '"><img src=x>', "株式\n", "long" * 20)
 METADATA: dict[str, Any] = {
@@ -49,6 +51,7 @@ CHANCE = {
 SHOWN = {**CHANCE, "shown": True, "log_wealth": 5.0, "reached_at": "2022-06-02T12:30:00.5+00:00"}
 NOT_PROMOTED = Verdict(False, "No edge was shown: log-wealth -1.25.", {"against_chance": CHANCE})
 PROMOTED = Verdict(True, "An edge was shown: log-wealth 5.", {"against_chance": SHOWN})
+EARNED = economics(made_up_predictions(), 7)
 EVALUATION_PICTURES = [
     pictures.accuracy_by_year,
     pictures.reliability,
@@ -206,7 +209,7 @@ def test_findings_say_the_number_in_the_data() -> None:
 
 def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
     found = sample()
-    page = Page(render_report(found, METADATA, NOT_PROMOTED))
+    page = Page(render_report(found, METADATA, NOT_PROMOTED, EARNED))
     assert page.text.index(NOT_PROMOTED.reason) < page.text.index("The numbers that decide")
     assert "not promoted" in page.text
     assert "-1.250" in page.text and "4.094" in page.text and "3 recipes tried" in page.text
@@ -221,13 +224,15 @@ def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
         assert expected in page.text
     for expected in ("v-2024-03-26", "2020-01-01 00:00 UTC to 2024-03-26 00:00 UTC", "sha256:abc", "61 bars", "12,345"):
         assert expected in page.text
-    assert "Spread, commission, slippage" in page.text
-    promoted = Page(render_report(found, METADATA, PROMOTED)).text
+    assert "Illustration" in page.text and "commission, slippage and financing are not in it" in page.text
+    assert page.text.index("By symbol") < page.text.index("Illustration") < page.text.index("What the model is")
+    assert f"{EARNED.turnover:.1f} times the wealth" in page.text and "luckiest of 7 recipes" in page.text
+    promoted = Page(render_report(found, METADATA, PROMOTED, EARNED)).text
     assert "was promoted to champion" in promoted and PROMOTED.reason in promoted and "unproven" not in promoted
 
 
 def test_hostile_names_stay_text() -> None:
-    raw = render_report(sample(), METADATA, NOT_PROMOTED)
+    raw = render_report(sample(), METADATA, NOT_PROMOTED, EARNED)
     page = Page(raw)
     assert b"<script" not in raw
     assert html.escape(HOSTILE[0]).encode() in raw
@@ -238,7 +243,7 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> None:
-    raw = render_report(sample(), METADATA, NOT_PROMOTED)
+    raw = render_report(sample(), METADATA, NOT_PROMOTED, EARNED)
     page = Page(raw)
     assert not re.search(rb"https?://|url\(|@import|<link|<iframe|javascript:", raw)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -254,9 +259,9 @@ def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> No
 
 
 def test_the_page_is_the_same_for_the_same_input_and_another_for_other_data() -> None:
-    first = render_report(sample(1), METADATA, NOT_PROMOTED)
-    assert render_report(sample(1), dict(METADATA), NOT_PROMOTED) == first
-    assert render_report(sample(2), METADATA, NOT_PROMOTED) != first
+    first = render_report(sample(1), METADATA, NOT_PROMOTED, EARNED)
+    assert render_report(sample(1), dict(METADATA), NOT_PROMOTED, EARNED) == first
+    assert render_report(sample(2), METADATA, NOT_PROMOTED, EARNED) != first
 
 
 @pytest.mark.parametrize(
@@ -283,9 +288,11 @@ def test_a_missing_or_empty_key_leaves_out_its_lines_only(
     for draw in EVALUATION_PICTURES:
         monkeypatch.setattr(pictures, draw.__name__, lambda _: b"")
     found, metadata = sample(), METADATA | {"symbols": ["AAPL"]}
-    whole = Page(render_report(found, metadata, NOT_PROMOTED)).pieces
-    absent = render_report(found, {name: value for name, value in metadata.items() if name != key}, NOT_PROMOTED)
-    assert render_report(found, metadata | {key: None}, NOT_PROMOTED) == absent
+    whole = Page(render_report(found, metadata, NOT_PROMOTED, EARNED)).pieces
+    absent = render_report(
+        found, {name: value for name, value in metadata.items() if name != key}, NOT_PROMOTED, EARNED
+    )
+    assert render_report(found, metadata | {key: None}, NOT_PROMOTED, EARNED) == absent
     left_out = Counter(whole) - Counter(Page(absent).pieces)
     assert not Counter(Page(absent).pieces) - Counter(whole)
     assert heading in left_out if heading else not left_out
@@ -294,6 +301,6 @@ def test_a_missing_or_empty_key_leaves_out_its_lines_only(
 
 def test_the_page_of_one_row_without_metadata_says_what_is_not_defined() -> None:
     row = {"symbol": "A", "event_timestamp": [pd.Timestamp("2024-01-02", tz="UTC")], "target": 1.0, "probability": 1.0}
-    page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, NOT_PROMOTED))
+    page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, NOT_PROMOTED, EARNED))
     assert "not defined" in page.text
     assert "What the model is" not in page.text

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
-from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters import pictures, pictures_economics
 from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
@@ -18,6 +18,7 @@ from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.trial_ledger import record_trial
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions, spread_share
+from mt5_crs_pipeline.core.economics import economics
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
 from mt5_crs_pipeline.core.feature_rows import (
@@ -140,7 +141,8 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         verdict = judge(connection, stores.models, bundle)
     chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
-    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict))
+    earned = economics(bundle.predictions(), chance["recipes"], bundle.label.horizon_bars, stores.trading_cost)
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned))
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
@@ -158,6 +160,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             "out-of-sample rows": evaluation.rows,
             "accuracy by year": picture(pictures.accuracy_by_year(evaluation), "accuracy by year with intervals"),
             "reliability": picture(pictures.reliability(evaluation), "reliability of the probabilities"),
+            "illustration": picture(pictures_economics.wealth(earned), "what a simple rule would have earned"),
             "confusion": picture(pictures.confusion(evaluation), "confusion matrix"),
         }
     )
