@@ -131,6 +131,13 @@ def test_the_evidence_is_drawn_as_it_is() -> None:
     assert size(pictures.evidence({**CHANCE, "curve": []})) == (800, 350)
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_live_begins_is_drawn() -> None:
+    first, second = (pictures.evidence({**CHANCE, "live_since": time}) for time, _ in CHANCE["curve"])  # type: ignore[attr-defined]
+    assert size(first) == size(second) == (800, 350)
+    assert len({first, second, pictures.evidence(CHANCE)}) == 3
+
+
 def test_closes_follow_the_closes_only_and_not_the_order_of_rows() -> None:
     frame = bars()
     before = frame.copy(deep=True)
@@ -222,6 +229,7 @@ def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
     for expected in ("v-2024-03-26", "2020-01-01 00:00 UTC to 2024-03-26 00:00 UTC", "sha256:abc", "61 bars", "12,345"):
         assert expected in page.text
     assert "Spread, commission, slippage" in page.text
+    assert "No live predictions have met their outcome yet." in page.text
     promoted = Page(render_report(found, METADATA, PROMOTED)).text
     assert "was promoted to champion" in promoted and PROMOTED.reason in promoted and "unproven" not in promoted
 
