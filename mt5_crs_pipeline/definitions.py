@@ -4,6 +4,7 @@ import dagster as dg
 
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.live import live_predictions
 from mt5_crs_pipeline.defs.assets.model import champion_model, model_evaluation, training_set, xgboost_model
 from mt5_crs_pipeline.defs.automation import (
     daily_retrain,
@@ -25,6 +26,7 @@ defs = dg.Definitions(
         xgboost_model,
         model_evaluation,
         champion_model,
+        live_predictions,
     ],
     jobs=[daily_retrain, market_data_backfill],
     schedules=[daily_retrain_schedule],

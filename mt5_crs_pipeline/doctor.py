@@ -9,11 +9,13 @@ from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.feature_parity import parity_of_lake, parity_of_online_store
 from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake, read_parquet
+from mt5_crs_pipeline.adapters.live_predictions import live_record
 from mt5_crs_pipeline.adapters.model_store import ModelStore
 from mt5_crs_pipeline.adapters.postgres import connected, describe
 from mt5_crs_pipeline.adapters.versions import library_versions, package_version
 from mt5_crs_pipeline.core.errors import PipelineError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
+from mt5_crs_pipeline.core.live import NO_OUTCOME_YET
 from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.settings import Settings
 
@@ -28,6 +30,7 @@ def examine(settings: Settings) -> Iterator[dict[str, Any]]:
             yield _finding("database", lambda: _database(url, settings.timeframe))
             yield _finding("feature registry", lambda: _registry(url, settings))
             yield _finding("online features", lambda: _online_features(url, settings))
+            yield _finding("live outcomes", lambda: _live(url, settings))
     except PipelineError as error:
         yield {"what": "database", "found": str(error), "ok": False}
     yield _finding("lake", lambda: _lake(Lake(settings.lake)))
@@ -86,6 +89,15 @@ def _online_features(url: str, settings: Settings) -> str:
         if store.registered_feature_set() is None:
             return "nothing applied yet"
         return _equal(parity_of_online_store(store, lake, lake.months(TECHNICAL_FEATURES)))
+
+
+def _live(url: str, settings: Settings) -> str:
+    store = ModelStore(settings.models)
+    if store.champion() is None:
+        return "no champion: nothing is predicted live"
+    with connected(url) as connection:
+        record = live_record(connection, store, Lake(settings.lake))
+    return record.sentence if record else NO_OUTCOME_YET
 
 
 def _equal(parity: Parity) -> str:

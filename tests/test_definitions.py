@@ -34,6 +34,7 @@ UPSTREAM = {
     "xgboost_model": ["training_set"],
     "model_evaluation": ["xgboost_model"],
     "champion_model": ["model_evaluation"],
+    "live_predictions": ["champion_model"],
 }
 MONTHLY = ["market_data", "market_data_parquet", "technical_features", "feast_online_store"]
 CHECKS = {

@@ -18,7 +18,7 @@ from tests.commands import run, succeed
 
 FINDINGS = [
     *("package", "state folder", "database", "feature registry", "online features"),
-    *("lake", "stored features", "models"),
+    *("live outcomes", "lake", "stored features", "models"),
 ]
 
 

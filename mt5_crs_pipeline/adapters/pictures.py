@@ -83,7 +83,8 @@ def evidence_finding(comparison: Mapping[str, Any]) -> str:
 def evidence(comparison: Mapping[str, Any]) -> bytes:
     """Draw the log-wealth of a bettor who believes the model, and the threshold.
 
-    `comparison` is a verdict's evidence: log_wealth, threshold, shown, reached_at, and curve as [ISO time, nats] pairs.
+    `comparison` is a verdict's evidence: log_wealth, threshold, shown, reached_at, and curve as [ISO time, nats] pairs;
+    where it has live_since (ISO time), a line shows where live outcomes begin.
     """
     figure, axes = empty_figure(evidence_finding(comparison))
     times = (
@@ -95,6 +96,10 @@ def evidence(comparison: Mapping[str, Any]) -> bytes:
     axes.axhline(0.0, color=QUIET, linewidth=0.8, zorder=1)
     axes.axhline(comparison["threshold"], color=ORANGE, linewidth=2.0, label="an edge is shown above", zorder=2)
     axes.plot(times, wealth, color=BLUE, linewidth=1.8, label="log-wealth", zorder=3)
+    if since := comparison.get("live_since"):
+        moment = [pd.Timestamp(since).tz_convert("UTC").tz_localize(None).to_datetime64()] * 2
+        whole_height = axes.get_xaxis_transform()
+        axes.plot(moment, [0, 1], transform=whole_height, color=QUIET, linestyle="--", label="live from here", zorder=2)
     axes.set_xlabel("bar's close (UTC)")
     axes.set_ylabel("nats")
     legend_below(axes)

@@ -27,7 +27,7 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     recipes = record_trial(connection, bundle.timeframe, recipe(bundle.metadata))
     if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
         return Verdict(kept["promoted"], kept["reason"], kept["evidence"])
-    champion = _answering(store)
+    champion = answering(store)
     predictions, horizon = bundle.labelled_predictions(), bundle.label.horizon_bars
     rival = None
     same_label = champion is None or champion.label == bundle.label
@@ -92,7 +92,7 @@ def _was_champion(connection: Connection, bundle: Bundle) -> bool:
     return any(change.bundle_hash == bundle.checksum for change in champion_changes(connection, bundle.timeframe))
 
 
-def _answering(store: ModelStore) -> Bundle | None:
+def answering(store: ModelStore) -> Bundle | None:
     """Return the champion, or None where none can answer: without one, and where it was deleted or damaged."""
     pointer = store.sound_champion()
     try:

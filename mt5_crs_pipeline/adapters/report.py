@@ -11,6 +11,7 @@ import pandas as pd
 from mt5_crs_pipeline.adapters import pictures, pictures_economics
 from mt5_crs_pipeline.core.economics import Economics
 from mt5_crs_pipeline.core.evaluation import Evaluation
+from mt5_crs_pipeline.core.live import NO_OUTCOME_YET, LiveRecord
 from mt5_crs_pipeline.core.promotion import Verdict
 
 TEMPLATE = "report.html.jinja"
@@ -28,12 +29,17 @@ _MEANINGS = {
 
 
 def render_report(
-    evaluation: Evaluation, model_metadata: Mapping[str, Any], verdict: Verdict, earned: Economics
+    evaluation: Evaluation,
+    model_metadata: Mapping[str, Any],
+    verdict: Verdict,
+    earned: Economics,
+    live: LiveRecord | None = None,
 ) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
-    `verdict` is the one on its promotion, `earned` what a simple rule made of the predictions.
+    `verdict` is the one on its promotion, `earned` what a simple rule made of the predictions, `live` the champion's
+    record, where any outcome is known.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -49,6 +55,7 @@ def render_report(
         chance=verdict.evidence["against_chance"],
         meanings=_MEANINGS,
         pictures=_pictures(evaluation, verdict.evidence["against_chance"]),
+        live=_live(live),
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
             ("By year", "Year (UTC)", evaluation.by_year.to_dict(orient="records")),
@@ -62,6 +69,14 @@ def render_report(
         params=_pairs(model_metadata.get("params")),
     )
     return page.encode("utf-8")
+
+
+def _live(record: LiveRecord | None) -> dict[str, str]:
+    """Return the champion's live record: a sentence, and where there is one its picture."""
+    if record is None:
+        return {"sentence": f"{NO_OUTCOME_YET[0].upper()}{NO_OUTCOME_YET[1:]}."}
+    png = pictures.evidence(record.to_dict())
+    return {"sentence": record.sentence, "uri": pictures.data_uri(png), "alt": f"Live: {record.sentence}"}
 
 
 def _pictures(evaluation: Evaluation, chance: Mapping[str, Any]) -> list[dict[str, str]]:

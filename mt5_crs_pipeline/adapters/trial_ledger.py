@@ -28,6 +28,12 @@ def record_trial(connection: Connection, timeframe: str, recipe: dict[str, Any])
             "insert into model_trial (timeframe, recipe_hash, recipe) values (%s, %s, %s) on conflict do nothing",
             (timeframe, recipe_hash(recipe), json.dumps(recipe)),
         )
+    return recipes_tried(connection, timeframe)
+
+
+def recipes_tried(connection: Connection, timeframe: str) -> int:
+    """Return how many distinct recipes were tried."""
+    with connection.cursor() as cursor:
         cursor.execute("select count(*) from model_trial where timeframe = %s", (timeframe,))
         ((recipes,),) = cursor.fetchall()
     return int(recipes)

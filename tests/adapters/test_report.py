@@ -134,6 +134,13 @@ def test_the_evidence_is_drawn_as_it_is() -> None:
     assert size(pictures.evidence({**CHANCE, "curve": []})) == (800, 350)
 
 
+@pytest.mark.filterwarnings("error")
+def test_where_live_begins_is_drawn() -> None:
+    first, second = (pictures.evidence({**CHANCE, "live_since": time}) for time, _ in CHANCE["curve"])  # type: ignore[attr-defined]
+    assert size(first) == size(second) == (800, 350)
+    assert len({first, second, pictures.evidence(CHANCE)}) == 3
+
+
 def test_closes_follow_the_closes_only_and_not_the_order_of_rows() -> None:
     frame = bars()
     before = frame.copy(deep=True)
@@ -227,6 +234,7 @@ def test_the_page_says_the_verdict_first_and_then_the_numbers() -> None:
     assert "Illustration" in page.text and "commission, slippage and financing are not in it" in page.text
     assert page.text.index("By symbol") < page.text.index("Illustration") < page.text.index("What the model is")
     assert f"{EARNED.turnover:.1f} times the wealth" in page.text and "luckiest of 7 recipes" in page.text
+    assert "No live predictions have met their outcome yet." in page.text
     promoted = Page(render_report(found, METADATA, PROMOTED, EARNED)).text
     assert "was promoted to champion" in promoted and PROMOTED.reason in promoted and "unproven" not in promoted
 
@@ -237,7 +245,7 @@ def test_hostile_names_stay_text() -> None:
     assert b"<script" not in raw
     assert html.escape(HOSTILE[0]).encode() in raw
     assert "script" not in {tag for tag, _ in page.tags}
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 5
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 6
     for name in HOSTILE:
         assert name in page.text
 

@@ -28,24 +28,26 @@ def predictions(times: int, symbols: int, edge: float, seed: int, rate: float = 
     )
 
 
+def wealth_after(rows: pd.DataFrame) -> float:
+    """The definition of the log-wealth after all rows, with every symbol's best rate found anew."""
+    weight = 1 / rows.groupby("event_timestamp")["symbol"].transform("count")
+    up = rows["target"] == 1
+    wealth = []
+    for shrinkage in SHRINKAGES:
+        belief = (0.5 + shrinkage * (rows["probability"] - 0.5)).clip(0.01, 0.99)
+        wealth.append(float((weight * np.log(belief.where(up, 1 - belief))).sum()))
+    rival = 0.0
+    for _, own in rows.assign(weight=weight).groupby("symbol"):
+        rate = float((own["weight"] * own["target"]).sum() / own["weight"].sum())
+        likelihood = [math.log(rate) if target else math.log(1 - rate) for target in own["target"]]
+        rival += float((own["weight"] * likelihood).sum())
+    return float(np.log(np.mean(np.exp(wealth)))) - rival
+
+
 def brute_force(rows: pd.DataFrame) -> list[float]:
-    """The definition, instant by instant, with every symbol's best rate found anew."""
-    curve = []
-    for last in sorted(rows["event_timestamp"].unique()):
-        seen = rows[rows["event_timestamp"] <= last]
-        weight = 1 / seen.groupby("event_timestamp")["symbol"].transform("count")
-        up = seen["target"] == 1
-        wealth = []
-        for shrinkage in SHRINKAGES:
-            belief = (0.5 + shrinkage * (seen["probability"] - 0.5)).clip(0.01, 0.99)
-            wealth.append(float((weight * np.log(belief.where(up, 1 - belief))).sum()))
-        rival = 0.0
-        for _, own in seen.assign(weight=weight).groupby("symbol"):
-            rate = float((own["weight"] * own["target"]).sum() / own["weight"].sum())
-            likelihood = [math.log(rate) if target else math.log(1 - rate) for target in own["target"]]
-            rival += float((own["weight"] * likelihood).sum())
-        curve.append(float(np.log(np.mean(np.exp(wealth)))) - rival)
-    return curve
+    """The log-wealth after every instant."""
+    times = rows["event_timestamp"]
+    return [wealth_after(rows[times <= last]) for last in sorted(times.unique())]
 
 
 @pytest.mark.parametrize("symbols", [1, 3])

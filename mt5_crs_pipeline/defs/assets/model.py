@@ -12,6 +12,7 @@ from mt5_crs_pipeline.adapters import pictures, pictures_economics
 from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
+from mt5_crs_pipeline.adapters.live_predictions import live_record
 from mt5_crs_pipeline.adapters.model_store import Bundle
 from mt5_crs_pipeline.adapters.promotion import judge, promote_on_evidence
 from mt5_crs_pipeline.adapters.report import render_report
@@ -139,10 +140,11 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     evaluation = _evaluation(bundle)
     with stores.database.connection() as connection:
         verdict = judge(connection, stores.models, bundle)
+        live = live_record(connection, stores.models, stores.lake)
     chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
     earned = economics(bundle.predictions(), chance["recipes"], bundle.label.horizon_bars, stores.trading_cost)
-    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned))
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live))
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
