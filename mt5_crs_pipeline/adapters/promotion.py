@@ -16,6 +16,7 @@ from mt5_crs_pipeline.adapters.trial_ledger import (
 )
 from mt5_crs_pipeline.core.errors import BundleRejectedError, NoEarlierChampionError
 from mt5_crs_pipeline.core.evidence import against_champion, against_chance
+from mt5_crs_pipeline.core.metrics import times_needed
 from mt5_crs_pipeline.core.promotion import ChampionChange, Comparison, Verdict, champions_in_force, decide, recipe
 
 
@@ -26,7 +27,7 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     """
     recipes = record_trial(connection, bundle.timeframe, recipe(bundle.metadata))
     if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
-        return Verdict(kept["promoted"], kept["reason"], kept["evidence"])
+        return Verdict(kept["kind"], kept["reason"], kept["evidence"])
     champion = answering(store)
     predictions, horizon = bundle.labelled_predictions(), bundle.label.horizon_bars
     rival = None
@@ -39,7 +40,7 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
         )
     parity = bundle.metadata["parity"]
     return decide(
-        Comparison(against_chance(predictions, recipes, horizon), len(predictions)),
+        Comparison(against_chance(predictions, recipes, horizon), len(predictions), times_needed(predictions)),
         rival,
         recipes,
         parity_holds=parity.get("holds") is True

@@ -59,7 +59,9 @@ def render_report(
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
             ("By year", "Year (UTC)", evaluation.by_year.to_dict(orient="records")),
+            ("By volatility", "Third of a symbol's bars", evaluation.by_regime.to_dict(orient="records")),
         ],
+        rank_ic=evaluation.rank_ic.to_dict(orient="records"),
         earned=_economics_lines(earned),
         earned_picture=_picture(
             "Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)

@@ -57,7 +57,7 @@ def record_verdict(
                 "hash": bundle_hash,
                 "promoted": verdict.promoted,
                 "reason": verdict.reason,
-                "evidence": json.dumps(verdict.evidence, allow_nan=False),
+                "evidence": json.dumps({"kind": verdict.kind, **verdict.evidence}, allow_nan=False),
             },
         )
         return cursor.rowcount == 1

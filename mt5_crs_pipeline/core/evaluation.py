@@ -11,13 +11,18 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.metrics import auc, base_rate, log_loss, metrics_with_intervals, times_needed
+from mt5_crs_pipeline.core.model import VOLATILITY
+from mt5_crs_pipeline.core.rank_ic import rank_ic_by_year
 
 Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
 RELIABILITY_BINS = 10
+GROUP_COLUMNS = ("group", "rows", "accuracy", "lower", "upper", "base_rate", "log_loss")
 PREDICTION_COLUMNS = ("symbol", "event_timestamp", "target", "probability")
 DIRECTIONS = ("DOWN", "UP")
+REGIMES = ("calm", "usual", "wild")
+"""Thirds of a symbol's own rows by the volatility known when they were predicted; cut in hindsight, to describe."""
 
 Array = npt.NDArray[Any]
 
@@ -37,8 +42,9 @@ class Evaluation:
 
     `metrics`: as `metrics_with_intervals` returns them; `times_needed`: bar times until an edge of that many points
     would show.
-    `by_symbol` and `by_year`: group (str), rows, accuracy, lower, upper, base_rate, log_loss; the year is that of
-    the bar's close in UTC. `reliability`: bin_lower, bin_upper, rows, mean_probability, share_up, lower, upper.
+    `by_symbol`, `by_year` and `by_regime`: group (str), rows, accuracy, lower, upper, base_rate, log_loss; the year is
+    that of the bar's close in UTC; the regime one of REGIMES. `rank_ic`: as `rank_ic_by_year` returns it.
+    `reliability`: bin_lower, bin_upper, rows, mean_probability, share_up, lower, upper.
     `confusion`: counts, actual DOWN/UP down the index, predicted DOWN/UP along the columns.
     `base_log_loss` is that of always answering the share of ups; `auc` is NaN when only one class occurs.
     """
@@ -57,6 +63,8 @@ class Evaluation:
     times_needed: dict[float, int]
     by_symbol: pd.DataFrame
     by_year: pd.DataFrame
+    by_regime: pd.DataFrame
+    rank_ic: pd.DataFrame
     reliability: pd.DataFrame
     confusion: pd.DataFrame
     importance: "pd.Series[float]"
@@ -78,6 +86,8 @@ class Evaluation:
             "times_needed": {f"{points:g}": times for points, times in self.times_needed.items()},
             "by_symbol": _records(self.by_symbol),
             "by_year": _records(self.by_year),
+            "by_regime": _records(self.by_regime),
+            "rank_ic": _records(self.rank_ic),
             "reliability": _records(self.reliability),
             "confusion": {
                 actual: {predicted: int(count) for predicted, count in zip(DIRECTIONS, counts, strict=True)}
@@ -91,7 +101,8 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
     """Evaluate out-of-sample predictions; the order of the rows does not matter.
 
     `predictions`: symbol (str), event_timestamp (bar close, UTC), target (0 or 1), probability (of class 1, UP).
-    A prediction is UP when probability >= 0.5. `importance`: one number per feature, kept sorted descending, NaN last.
+    A prediction is UP when probability >= 0.5. With realised_volatility_20 it is evaluated by regime too, with
+    forward_return by rank correlation. `importance`: one number per feature, kept sorted descending, NaN last.
     Raises InputError naming the column and the first offending row, counted from 0.
     """
     rows = _validated(predictions)
@@ -118,6 +129,8 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
         times_needed=times_needed(rows),
         by_symbol=_by_group(rows, rows["symbol"]),
         by_year=_by_group(rows, rows["event_timestamp"].dt.year.astype(str)),
+        by_regime=_by_group(rows, rows["regime"]),
+        rank_ic=rank_ic_by_year(predictions),
         reliability=_reliability(target, probability),
         confusion=_confusion(target, probability),
         importance=pd.Series(
@@ -187,7 +200,7 @@ def _by_group(rows: pd.DataFrame, group: "pd.Series[str]") -> pd.DataFrame:
                 "log_loss": log_loss(target, part["probability"].to_numpy()),
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=list(GROUP_COLUMNS))
 
 
 def _reliability(target: Array, probability: Array) -> pd.DataFrame:
@@ -251,9 +264,21 @@ def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
             "event_timestamp": predictions["event_timestamp"].dt.tz_convert("UTC").array,
             "target": numbers["target"].to_numpy(dtype=np.float64),
             "probability": numbers["probability"].to_numpy(dtype=np.float64),
+            "regime": _regimes(predictions),
         }
     )
     return plain.sort_values(["event_timestamp", "symbol", "probability", "target"], ignore_index=True)
+
+
+def _regimes(predictions: pd.DataFrame) -> Array:
+    """Return each row's regime, or None where its volatility is not known."""
+    if VOLATILITY not in predictions:
+        return np.full(len(predictions), None)
+    rank = predictions.groupby("symbol")[VOLATILITY].rank(pct=True).to_numpy()
+    third = np.minimum(np.floor(np.nan_to_num(rank) * len(REGIMES)), len(REGIMES) - 1).astype(int)
+    regime = np.array(REGIMES, dtype=object)[third]
+    regime[np.isnan(rank)] = None
+    return regime
 
 
 def _iso(moment: pd.Timestamp) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -12,6 +12,15 @@ import pandas as pd
 from mt5_crs_pipeline.core.evidence import ALPHA, Evidence
 
 How = Literal["promoted", "rolled back"]
+Kind = Literal[
+    "promoted",
+    "not enough data",
+    "no edge shown",
+    "no edge over the champion",
+    "parity does not hold",
+    "another label",
+    "older data",
+]
 CURVE_POINTS: Final = 200
 """How many points of a curve of log-wealth are kept with a verdict."""
 
@@ -20,13 +29,18 @@ CURVE_POINTS: Final = 200
 class Verdict:
     """Whether a model becomes the champion, why in one sentence, and the evidence as JSON values."""
 
-    promoted: bool
+    kind: Kind
     reason: str
     evidence: dict[str, Any]
 
+    @property
+    def promoted(self) -> bool:
+        """True when the model becomes the champion."""
+        return self.kind == "promoted"
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name."""
-        return asdict(self)
+        """Return the fields by name, and whether the model was promoted."""
+        return {"promoted": self.promoted, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -41,10 +55,11 @@ class ChampionChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What speaks for a model, and on how many rows."""
+    """What speaks for a model, on how many rows, and after how many bar times edges of that many points would show."""
 
     evidence: Evidence
     rows: int
+    times_needed: Mapping[float, int] = field(default_factory=dict)
 
     def to_dict(self, recipes: int) -> dict[str, Any]:
         """Return it as JSON values, times in ISO 8601, the curve thinned to CURVE_POINTS."""
@@ -58,6 +73,7 @@ class Comparison:
             "recipes": recipes,
             "rows": self.rows,
             "instants": len(curve),
+            "times_needed": {f"{points:g}": times for points, times in self.times_needed.items()},
             "last_event_timestamp": curve.index[-1].isoformat() if len(curve) else None,
             "reached_at": None if reached_at is None else reached_at.isoformat(),
             "curve": [[curve.index[at].isoformat(), float(curve.iloc[at])] for at in kept],
@@ -102,23 +118,26 @@ def decide(
         text = (
             f"Not promoted, whether or not an edge was shown: the model's certificate of parity does not hold; {said}."
         )
-        return Verdict(False, text, evidence)
+        return Verdict("parity does not hold", text, evidence)
     if not chance.evidence.shown:
-        return Verdict(False, f"No edge was shown: {said}.", evidence)
+        if too_few := _too_few(chance):
+            return Verdict("not enough data", f"Not enough data: {too_few}; {said}.", evidence)
+        return Verdict("no edge shown", f"No edge was shown: {said}.", evidence)
     if other_label is not None:
         text = (
             f"Not promoted: the champion predicts another label ({other_label}), so that the two cannot be compared;"
             f" give this recipe a state folder (MT5_CRS_HOME) of its own: {said}."
         )
-        return Verdict(False, text, evidence)
+        return Verdict("another label", text, evidence)
     if champion and not champion.evidence.shown:
         rival = _said(champion, "the champion", recipes)
-        return Verdict(False, f"No edge was shown over the champion: {rival}; {said}.", evidence)
+        text = f"No edge was shown over the champion: {rival}; {said}."
+        return Verdict("no edge over the champion", text, evidence)
     if older_than_champion:
         text = f"An edge was shown, and the champion stays, which learned from newer data: {said}."
-        return Verdict(False, text, evidence)
+        return Verdict("older data", text, evidence)
     over = f"; {_said(champion, 'the champion', recipes)}" if champion else ""
-    return Verdict(True, f"An edge was shown: {said}{over}.", evidence)
+    return Verdict("promoted", f"An edge was shown: {said}{over}.", evidence)
 
 
 def champions_in_force(changes: Sequence[ChampionChange]) -> list[ChampionChange]:
@@ -130,6 +149,16 @@ def champions_in_force(changes: Sequence[ChampionChange]) -> list[ChampionChange
         elif promoted:
             promoted.pop()
     return promoted
+
+
+def _too_few(comparison: Comparison) -> str:
+    """Say how many bar times there are and how many are needed, or nothing where a large edge would have shown."""
+    times, needed = len(comparison.evidence.curve), comparison.times_needed
+    if not needed or times >= min(needed.values()):
+        return ""
+    edges = ", ".join(f"{count:,} for one of {points:g}" for points, count in sorted(needed.items(), reverse=True))
+    there = "1 bar time was" if times == 1 else f"{times:,} bar times were"
+    return f"{there} predicted, and an edge shows, four times in five, after {edges} points of accuracy"
 
 
 def _said(comparison: Comparison, rival: str, recipes: int) -> str:

@@ -124,7 +124,7 @@ def test_a_planted_edge_is_promoted_and_its_verdict_and_change_are_kept(url: str
         url, "select model_version, bundle_hash, promoted, reason, evidence from model_verdict where timeframe = 'D1'"
     )
     assert (version, checksum, promoted, reason) == (bundle.version, bundle.checksum, True, found.reason)
-    assert evidence == found.evidence and evidence["against_champion"] is None
+    assert evidence == {"kind": "promoted", **found.evidence} and evidence["against_champion"] is None
     chance = evidence["against_chance"]
     frame = planted_predictions()
     assert (chance["rows"], chance["instants"]) == (len(frame), frame["event_timestamp"].nunique())

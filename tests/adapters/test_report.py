@@ -49,8 +49,8 @@ CHANCE = {
     "curve": [["2022-06-01T00:00:00+00:00", 0.0], ["2022-06-02T12:30:00.5+00:00", -1.25]],
 }
 SHOWN = {**CHANCE, "shown": True, "log_wealth": 5.0, "reached_at": "2022-06-02T12:30:00.5+00:00"}
-NOT_PROMOTED = Verdict(False, "No edge was shown: log-wealth -1.25.", {"against_chance": CHANCE})
-PROMOTED = Verdict(True, "An edge was shown: log-wealth 5.", {"against_chance": SHOWN})
+NOT_PROMOTED = Verdict("no edge shown", "No edge was shown: log-wealth -1.25.", {"against_chance": CHANCE})
+PROMOTED = Verdict("promoted", "An edge was shown: log-wealth 5.", {"against_chance": SHOWN})
 EARNED = economics(made_up_predictions(), 7)
 EVALUATION_PICTURES = [
     pictures.accuracy_by_year,

@@ -277,3 +277,30 @@ def test_no_rows_and_times_without_a_zone_are_refused() -> None:
     naive = predictions().assign(event_timestamp=lambda frame: frame["event_timestamp"].dt.tz_localize(None))
     with pytest.raises(InputError, match="time with a zone"):
         evaluate(naive, {})
+
+
+def test_rows_are_grouped_by_the_thirds_of_their_own_symbol_s_volatility() -> None:
+    times = pd.date_range("2024-01-01", periods=90, freq="D", tz="UTC")
+    frame = pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "symbol": name,
+                    "event_timestamp": times,
+                    # Right only when it is wild; one symbol is always wilder than the other.
+                    "target": np.where(np.arange(90) >= 60, 1.0, 0.0),
+                    "probability": 0.75,
+                    "realised_volatility_20": level * (1.0 + np.arange(90)),
+                }
+            )
+            for name, level in (("QUIET", 0.001), ("LOUD", 1.0))
+        ]
+    )
+    found = evaluate(frame.sample(frac=1, random_state=1), {}).by_regime.set_index("group")
+    assert found.index.tolist() == ["calm", "usual", "wild"]
+    assert found["accuracy"].tolist() == [0.0, 0.0, 1.0]
+    # The last row of a third belongs to the next one.
+    assert found["rows"].tolist() == [58, 60, 62] or found["rows"].tolist() == [60, 60, 60]
+    unknown = evaluate(frame.assign(realised_volatility_20=np.nan), {})
+    assert unknown.by_regime.empty and unknown.rank_ic.empty
+    assert evaluate(frame.drop(columns="realised_volatility_20"), {}).by_regime.empty

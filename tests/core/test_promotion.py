@@ -119,3 +119,30 @@ def test_a_rollback_undoes_one_promotion_each() -> None:
     assert in_force("a", "b", "c", "back") == "ab"
     assert in_force("a", "b", "c", "back", "back") == "a"
     assert in_force("a", "b", "back", "c", "back") == "a"
+
+
+@pytest.mark.parametrize(
+    ("times", "log_wealth", "kind"),
+    [(1, 0.0, "not enough data"), (99, 2.0, "not enough data"), (100, 2.0, "no edge shown"), (99, 5.0, "promoted")],
+)
+def test_too_few_bar_times_are_a_verdict_of_their_own_that_says_how_many_are_needed(
+    times: int, log_wealth: float, kind: str
+) -> None:
+    shown = comparison(log_wealth, instants=times)
+    needed = {1.0: 20_000, 2.0: 5_000, 5.0: 100}
+    found = decide(Comparison(shown.evidence, shown.rows, needed), None, 1, parity_holds=True)
+    assert found.kind == kind and found.promoted == (kind == "promoted")
+    assert found.to_dict()["promoted"] == found.promoted
+    assert found.evidence["against_chance"]["times_needed"] == {"1": 20_000, "2": 5_000, "5": 100}
+    if kind == "not enough data":
+        count = "1 bar time was" if times == 1 else "99 bar times were"
+        assert found.reason.startswith(
+            f"Not enough data: {count} predicted, and an edge shows, four times in five, after 100 for one of 5, 5,000"
+            " for one of 2, 20,000 for one of 1 points of accuracy; log-wealth "
+        )
+
+
+def test_a_champion_that_predicts_another_label_stays_and_the_remedy_is_named() -> None:
+    told = decide(comparison(30), None, 1, parity_holds=True, other_label="1 when it rains")
+    assert told.kind == "another label" and "(1 when it rains)" in told.reason and "MT5_CRS_HOME" in told.reason
+    assert decide(comparison(0), None, 1, parity_holds=True, other_label="1 when it rains").kind == "no edge shown"

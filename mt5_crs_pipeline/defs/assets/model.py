@@ -148,6 +148,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
+            "verdict kind": verdict.kind,
             "report": dg.MetadataValue.path(report),
             "log-wealth": chance["log_wealth"],
             "log-wealth needed": chance["threshold"],
