@@ -50,6 +50,7 @@ TIMEFRAMES: Final = (*TIMEFRAME_MINUTES, "MN1")
 # A double counts integers exactly below this; a larger volume would be rounded silently.
 VOLUME_LIMIT: Final = float(2**53)
 
+_MOST_DECIMALS: Final = 8
 _SYMBOL: Final = re.compile(r"[A-Za-z0-9#][A-Za-z0-9._#-]{0,31}")
 
 
@@ -143,16 +144,21 @@ def adjusted(bars: pd.DataFrame) -> pd.DataFrame:
 
 
 def spread_share(bars: pd.DataFrame) -> pd.Series:
-    """Return each bar's recorded spread as a share of its close, NaN where none is recorded.
+    """Return each bar's recorded spread as a share of its close, NaN where none is recorded or the point is unknown.
 
-    `bars` has symbol, close, spread. MetaTrader 5 counts the spread in points, and a point is the last decimal of the
-    symbol's prices (SYMBOL_POINT): as many decimals as its closes need, up to eight.
+    `bars` has symbol, open, high, low, close, spread, as the terminal gave them, not adjusted. MetaTrader 5 counts the
+    spread in points, and a point is the last decimal of the symbol's prices (SYMBOL_POINT): as many decimals as its
+    prices need. Where that is more than eight, prices were computed, and no point can be told from them.
     """
-    decimals = pd.Series(0, index=bars.index)
-    for place in range(8):
-        decimals[bars["close"].round(place) != bars["close"]] = place + 1
-    point = 10.0 ** -decimals.groupby(bars["symbol"]).transform("max")
-    return bars["spread"] * point / bars["close"]
+    prices = bars[list(PRICE_COLUMNS)].to_numpy(dtype=float)
+    needed = np.zeros(len(bars))
+    for decimals in range(_MOST_DECIMALS + 1):
+        needed[(np.round(prices, decimals) != prices).any(axis=1)] = decimals + 1
+    needed[needed > _MOST_DECIMALS] = np.inf
+    # The other way round, 10 ** -decimals, would not give the nearest double to a point.
+    points_per_unit = 10.0 ** pd.Series(needed, index=bars.index).groupby(bars["symbol"]).transform("max")
+    share: pd.Series = bars["spread"] / points_per_unit.where(np.isfinite(points_per_unit)) / bars["close"]
+    return share
 
 
 def month_of(time: pd.Series) -> pd.Series:

@@ -34,16 +34,18 @@ class LabelConfig:
             raise ConfigurationError(f"cost_band is {self.cost_band!r}: give a share of the price, such as 0.0005")
         if not 0 <= self.cost_band < 1:
             raise ConfigurationError(f"cost_band is {self.cost_band}: give a share of the price from 0 to below 1")
+        # 0 and 0.0, or -0.0, are one label and make one model version.
+        object.__setattr__(self, "cost_band", float(self.cost_band) or 0.0)
 
     @property
     def definition(self) -> str:
-        """Say the label in one sentence: it travels with every model."""
+        """Say the label in one sentence, another for every other label: it travels with every model."""
         bars = f"{self.horizon_bars} bar{'s' if self.horizon_bars > 1 else ''} later"
         if not self.cost_band:
             return f"1 when the close {bars} is higher than this bar's close, else 0; missing until that bar closed"
         return (
-            f"1 when the close {bars} is more than {self.cost_band:.4%} higher than this bar's close, 0 when it is more"
-            " than that lower, none in between; missing until that bar closed"
+            f"1 when the close {bars} is higher than this bar's close by more than {self.cost_band!r} of it, 0 when it"
+            " is lower by more than that, none in between; missing until that bar closed"
         )
 
 
@@ -51,43 +53,43 @@ def direction_target(bars: pd.DataFrame, label: LabelConfig = LabelConfig()) -> 
     """Return 1.0 where the close `label.horizon_bars` later is higher, else 0.0, in the frame's row order.
 
     Columns read: time (aware UTC), close, and symbol unless there is only one. NaN where that later bar is not there
-    or a close is NaN: an open horizon is missing, never 0. NaN too where the close moved by no more than the cost band.
+    or a close is NaN: an open horizon is missing, never 0. NaN too where `forward_return` is inside the cost band.
     """
-    moved = forward_return(bars, label.horizon_bars).to_numpy()
-    target = np.where(np.isnan(moved) | (np.abs(moved) <= label.cost_band), np.nan, (moved > 0).astype(float))
-    if not label.cost_band:
-        target[moved == 0] = 0.0
-    return pd.Series(target, index=bars.index, name=TARGET)
+    panel = Panel(bars, ("close",))
+    target = _direction(*_closes(panel, label.horizon_bars), label.cost_band)
+    return pd.Series(panel.in_frame_order(target), index=bars.index, name=TARGET)
 
 
 def forward_return(bars: pd.DataFrame, horizon_bars: int = 1) -> pd.Series:
     """Return close `horizon_bars` later / close - 1 (a fraction), NaN where either is missing, in row order.
 
-    Its sign is that of the difference of the closes.
+    Columns read: as in `direction_target`; closes are positive. Its sign is that of the difference of the closes.
     """
     panel = Panel(bars, ("close",))
-    close = panel.in_panel_order("close")
-    moved = (_ahead(panel, close, horizon_bars) - close) / close
-    return pd.Series(panel.in_frame_order(moved), index=bars.index, name=FORWARD_RETURN)
+    return pd.Series(
+        panel.in_frame_order(_return(*_closes(panel, horizon_bars))), index=bars.index, name=FORWARD_RETURN
+    )
 
 
 def labelled_bars(bars: pd.DataFrame, timeframe: str, label: LabelConfig = LabelConfig()) -> pd.DataFrame:
-    """Return the bars whose horizon is closed: symbol, event_timestamp, label_time, target, forward_return,
-    spread_share.
+    """Return the bars whose horizon is closed, with what they came to.
 
-    `event_timestamp` is the bar's close, `label_time` the close of the bar that decides the label: before it, nobody
-    knew the target. `spread_share` is as in `bars`, NaN where they have none. Bars whose close moved by no
-    more than the cost band are there with a NaN target. Sorted by event_timestamp and symbol.
+    Columns: symbol, event_timestamp, label_time, target, forward_return, spread_share. `event_timestamp` is the bar's
+    close, `label_time` the close of the bar that decides the label: before it, nobody knew the target. `spread_share`
+    is as in `bars`, NaN where they have none. Bars whose close moved by no more than the cost band are there with a
+    NaN target. Sorted by event_timestamp and symbol.
     """
     ordered = bars.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
     closes = close_time(ordered["time"], timeframe)
+    panel = Panel(ordered, ("close",))
+    close, later = _closes(panel, label.horizon_bars)
     frame = pd.DataFrame(
         {
             "symbol": ordered["symbol"],
             EVENT_TIMESTAMP: closes,
-            LABEL_TIME: closes.groupby(ordered["symbol"], sort=False).shift(-label.horizon_bars),
-            TARGET: direction_target(ordered, label),
-            FORWARD_RETURN: forward_return(ordered, label.horizon_bars),
+            LABEL_TIME: closes.groupby(ordered["symbol"], sort=False).shift(-min(label.horizon_bars, len(ordered))),
+            TARGET: _direction(close, later, label.cost_band),
+            FORWARD_RETURN: _return(close, later),
             SPREAD_SHARE: ordered.get(SPREAD_SHARE, np.nan),
         }
     )
@@ -95,10 +97,23 @@ def labelled_bars(bars: pd.DataFrame, timeframe: str, label: LabelConfig = Label
     return closed.sort_values([EVENT_TIMESTAMP, "symbol"], kind="stable", ignore_index=True)
 
 
-def _ahead(panel: Panel, values: Array, horizon_bars: int) -> Array:
-    """Return the values `horizon_bars` later within each symbol, NaN past its last bar."""
-    later = np.full(len(values), np.nan)
-    later[:-horizon_bars] = values[horizon_bars:]
+def _direction(close: Array, later: Array, cost_band: float) -> Array:
+    none = np.isnan(later) | np.isnan(close)
+    if cost_band:
+        none |= np.abs(_return(close, later)) <= cost_band
+    return np.where(none, np.nan, (later > close).astype(float))
+
+
+def _return(close: Array, later: Array) -> Array:
+    return (later - close) / close
+
+
+def _closes(panel: Panel, horizon_bars: int) -> tuple[Array, Array]:
+    """Return every close and the one `horizon_bars` later of its symbol, NaN past its last bar, in panel order."""
+    close = panel.in_panel_order("close")
+    horizon = min(horizon_bars, len(close))
+    later = np.full(len(close), np.nan)
+    later[: len(close) - horizon] = close[horizon:]
     for end in panel.starts[1:]:
-        later[max(end - horizon_bars, 0) : end] = np.nan
-    return later
+        later[max(end - horizon, 0) : end] = np.nan
+    return close, later

@@ -15,7 +15,7 @@ import pytest
 
 from mt5_crs_pipeline.adapters.mt5 import BarFile, connect_terminal, read_bars, read_terminal
 from mt5_crs_pipeline.adapters.mt5_time import SERVER_ZONE, zone_to_utc
-from mt5_crs_pipeline.core.bars import BAR_COLUMNS, VALUE_COLUMNS
+from mt5_crs_pipeline.core.bars import BAR_COLUMNS, VALUE_COLUMNS, spread_share
 from mt5_crs_pipeline.core.errors import ConfigurationError, InputError, PermanentError, TransientError
 
 SAMPLES = Path(__file__).parents[2].parent / "shared" / "data"
@@ -97,6 +97,17 @@ def test_the_daily_file_keeps_its_adjusted_close_and_the_export_its_spread() -> 
     assert hourly[["open", "high", "low", "close", "volume", "real_volume", "spread"]].tolist() == [
         1.14721, 1.14943, 1.14721, 1.14885, 3043.0, 0.0, 7.0,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "share"),
+    [("EURUSD_H1.csv", 0, 7e-5 / 1.14721), ("GBPUSD_H1.csv", 1, 8e-5 / 1.34274), ("SILVER_H1.csv", 1, 0.020 / 36.070)],
+)
+def test_the_spread_of_a_real_export_is_a_share_of_its_price(name: str, row: int, share: float) -> None:
+    shares = spread_share(read_bars(sample(name)).bars)
+    assert shares.iloc[row] == pytest.approx(share, rel=1e-12)
+    # Of a liquid market: something, and far less than a percent.
+    assert shares.between(0, 0.01).all() and 1e-6 < shares.median() < 1e-3
 
 
 def test_the_real_hourly_file_is_read_in_under_a_tenth_of_a_second() -> None:

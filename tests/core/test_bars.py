@@ -23,6 +23,7 @@ from mt5_crs_pipeline.core.bars import (
     latest_revisions,
     month_of,
     reject_reasons,
+    spread_share,
 )
 from mt5_crs_pipeline.core.errors import ConfigurationError
 from tests.core.samples import NOW, bars_of, real_bars
@@ -371,3 +372,32 @@ def test_what_is_no_instant_is_refused_by_value(text: str) -> None:
     with pytest.raises(ConfigurationError, match="is no instant: write a time with its offset") as caught:
         instant(text)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("decimals", range(9))
+@pytest.mark.parametrize("price", [1.0, 85.0, 20_000.0])
+def test_a_point_is_the_last_decimal_that_the_prices_of_a_symbol_need(decimals: int, price: float) -> None:
+    point = float(f"1e-{decimals}")
+    # A price has the nearest double to its decimals, as a reader gives it; the first bar alone would not show them.
+    longest = float(f"{price + 7 * point:.{decimals}f}")
+    bars = bars_of(
+        {**dict.fromkeys(("open", "high", "low", "close"), price), "spread": 12.0},
+        {**dict.fromkeys(("open", "low", "close"), price), "high": longest, "spread": NAN},
+        {**dict.fromkeys(("open", "high", "low", "close"), price), "spread": 0.0},
+    )
+    others = bars_of({"symbol": "OTHER", "close": 1.25, "spread": 4.0})
+    shares = spread_share(pd.concat([bars, others], ignore_index=True))
+    assert shares.tolist() == pytest.approx([12 * point / price, NAN, 0.0, 4 * 0.1**2 / 1.25], nan_ok=True, rel=1e-12)
+
+
+def test_prices_that_were_computed_tell_no_point() -> None:
+    bars = bars_of({"close": 1.2 / 1.1, "spread": 3.0}, {"spread": 3.0}, {"symbol": "B", "close": NAN, "spread": 3.0})
+    assert spread_share(bars).isna().all()
+    assert spread_share(bars.iloc[:0]).empty
+
+
+def test_an_adjustment_changes_no_spread() -> None:
+    bars = bars_of({"adjusted_close": 0.4, "spread": 3.0}, {"close": 1.12345, "adjusted_close": NAN, "spread": 3.0})
+    kept = adjusted(bars.assign(spread_share=spread_share(bars)))
+    assert kept["spread_share"].tolist() == pytest.approx([3e-5 / 1.2, 3e-5 / 1.12345], rel=1e-12)
+    assert kept["close"].tolist() == [1.2 * (0.4 / 1.2), 1.12345]

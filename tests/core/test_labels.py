@@ -5,34 +5,119 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.labels import LabelConfig, direction_target, labelled_bars
+from mt5_crs_pipeline.core.errors import ConfigurationError, InputError
+from mt5_crs_pipeline.core.labels import LabelConfig, direction_target, forward_return, labelled_bars
 from tests.core.samples import random_bars, real_bars
 
 COLUMNS = ["symbol", "event_timestamp", "label_time", "target", "forward_return", "spread_share"]
+SHARE = "spread_share"
 
 
-def target_by_loop(bars: pd.DataFrame, horizon: int) -> dict[int, float]:
-    """The label by row: 1 for a higher later close, 0 for an equal or lower one, NaN while it is open."""
-    result = {}
+def by_loop(bars: pd.DataFrame, label: LabelConfig) -> list[tuple[int, int, float, float]]:
+    """Of every bar with a bar `horizon_bars` later: both rows, the return and the label, straight from their meaning."""
+    found = []
     for symbol in set(bars["symbol"]):
         rows = sorted((row.time, row.Index, row.close) for row in bars.itertuples() if row.symbol == symbol)
         for position, (_, index, close) in enumerate(rows):
-            later = rows[position + horizon][2] if position + horizon < len(rows) else math.nan
-            result[index] = math.nan if math.isnan(later) or math.isnan(close) else float(later > close)
-    return result
+            if position + label.horizon_bars >= len(rows):
+                continue
+            _, later_index, later = rows[position + label.horizon_bars]
+            if math.isnan(later) or math.isnan(close):
+                continue
+            moved = (later - close) / close
+            target = float(later > close)
+            if label.cost_band and -label.cost_band <= moved <= label.cost_band:
+                target = math.nan
+            found.append((index, later_index, moved, target))
+    return found
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 5, 30])
-def test_the_target_equals_a_loop_over_each_symbol(horizon: int) -> None:
-    bars = pd.concat([random_bars(length=40), random_bars(("SHORT",), 7)], ignore_index=True)
-    bars["close"] = bars["close"].round(1)
-    bars = bars.sample(frac=1, random_state=horizon)
-    target = direction_target(bars, LabelConfig(horizon))
-    expected = target_by_loop(bars, horizon)
-    np.testing.assert_array_equal(target.to_numpy(), [expected[index] for index in bars.index])
-    assert target.name == "target"
+@st.composite
+def bars_with_gaps(draw: st.DrawFn) -> pd.DataFrame:
+    """Shuffled bars of symbols that each lack days of their own; closes that often stay, and some that are missing."""
+    frames = []
+    for symbol in ("A", "B", "C")[: draw(st.integers(1, 3))]:
+        days = draw(st.lists(st.integers(0, 40), max_size=25, unique=True))
+        closes = st.one_of(st.sampled_from([1.0, 1.001, 1.002, 2.0, math.nan]), st.floats(0.5, 2.0))
+        frames.append(
+            pd.DataFrame(
+                {
+                    "symbol": symbol,
+                    "time": pd.Timestamp("2024-01-01", tz="UTC") + pd.to_timedelta(pd.Series(days, dtype=float), "D"),
+                    "close": draw(st.lists(closes, min_size=len(days), max_size=len(days))),
+                }
+            )
+        )
+    bars = pd.concat(frames, ignore_index=True)
+    bars["time"] = bars["time"].astype("datetime64[us, UTC]")
+    bars = bars.assign(close=bars["close"].astype(float), spread_share=np.arange(len(bars)) / 1e6)
+    return bars.sample(frac=1, random_state=draw(st.integers(0, 9)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    bars=bars_with_gaps(),
+    horizon=st.one_of(st.integers(1, 30), st.just(10**30)),
+    band=st.sampled_from([0.0, 1e-9, 0.001, 0.25, 0.999]),
+)
+def test_labels_equal_a_loop_over_each_symbol(bars: pd.DataFrame, horizon: int, band: float) -> None:
+    label, day = LabelConfig(horizon, band), pd.Timedelta(days=1)
+    expected = by_loop(bars, label)
+    returns, targets = pd.Series(np.nan, index=bars.index), pd.Series(np.nan, index=bars.index)
+    for index, _, moved, target in expected:
+        returns[index], targets[index] = moved, target
+    np.testing.assert_array_equal(forward_return(bars, horizon), returns)
+    np.testing.assert_array_equal(direction_target(bars, label), targets)
+
+    result = labelled_bars(bars, "D1", label)
+    rows = [
+        (
+            bars.at[a, "time"] + day,
+            bars.at[a, "symbol"],
+            bars.at[b, "time"] + day,
+            target,
+            moved,
+            float(bars.at[a, SHARE]),
+        )
+        for a, b, moved, target in expected
+    ]
+    # NaN equals nothing: the text does.
+    found = result[["event_timestamp", "symbol", "label_time", "target", "forward_return", SHARE]]
+    assert [str(row) for row in found.itertuples(index=False, name=None)] == [str(row) for row in sorted(rows)]
+    assert result.columns.tolist() == COLUMNS
+
+
+def test_series_are_named_and_keep_the_index() -> None:
+    bars = random_bars(length=9).sample(frac=1, random_state=3)
+    for series, name in ((direction_target(bars), "target"), (forward_return(bars), "forward_return")):
+        assert series.name == name and series.index.equals(bars.index)
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 1.5, 2.0, True, math.nan, math.inf, None, "2"])
+def test_a_horizon_that_is_no_number_of_bars_is_refused(horizon: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"^horizon_bars is {horizon!r}: give a whole number of bars"):
+        LabelConfig(horizon)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("band", [-0.001, 1, 1.0, 7, math.nan, math.inf, -math.inf, True, None, "0.1"])
+def test_a_band_that_is_no_share_is_refused(band: object) -> None:
+    with pytest.raises(ConfigurationError, match=f"^cost_band is {band!r}: give a share of the price"):
+        LabelConfig(1, band)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_no_band_is_the_same_label_however_it_is_written(zero: float) -> None:
+    assert repr(LabelConfig(2, zero)) == repr(LabelConfig(2)) == "LabelConfig(horizon_bars=2, cost_band=0.0)"
+
+
+def test_the_move_has_to_be_larger_than_the_band() -> None:
+    bars = random_bars(("A",), 5).assign(close=[1.0, 1.25, 0.9375, 1.0, 0.5])
+    # Moves of exactly a quarter up and down, then one inside and one outside.
+    np.testing.assert_array_equal(direction_target(bars, LabelConfig(1, 0.25)), [np.nan] * 3 + [0.0, np.nan])
+    np.testing.assert_array_equal(direction_target(bars, LabelConfig(1, 0.2499)), [1.0, 0.0, np.nan, 0.0, np.nan])
 
 
 def test_an_unchanged_close_is_no_rise() -> None:
@@ -63,14 +148,7 @@ def test_closed_labels_equal_a_loop_with_the_times_of_both_closes() -> None:
             rose = float(later["close"] > now["close"])
             expected.append((now["time"] + day, symbol, later["time"] + day, rose))
     result = labelled_bars(bars, "D1", LabelConfig(2))
-    assert result.columns.tolist() == [
-        "symbol",
-        "event_timestamp",
-        "label_time",
-        "target",
-        "forward_return",
-        "spread_share",
-    ]
+    assert result.columns.tolist() == COLUMNS
     found = result[["event_timestamp", "symbol", "label_time", "target"]].itertuples(index=False, name=None)
     assert list(found) == sorted(expected)
 
@@ -95,14 +173,7 @@ def test_new_bars_add_labels_and_change_none() -> None:
 def test_too_few_bars_have_no_labels(rows: int) -> None:
     result = labelled_bars(random_bars(("A", "B"), 3).groupby("symbol").head(rows), "D1")
     assert result.empty
-    assert result.columns.tolist() == [
-        "symbol",
-        "event_timestamp",
-        "label_time",
-        "target",
-        "forward_return",
-        "spread_share",
-    ]
+    assert result.columns.tolist() == COLUMNS
 
 
 def test_bars_are_left_as_they_were() -> None:
@@ -119,5 +190,17 @@ def test_two_bars_of_one_time_have_no_label() -> None:
         labelled_bars(pd.concat([bars, bars.tail(1)], ignore_index=True), "D1")
 
 
-def test_the_definition_in_words_is_that_of_the_default_horizon() -> None:
-    assert LabelConfig().definition.startswith("1 when the close 1 bar later is higher")
+def test_the_definition_says_the_label_in_words() -> None:
+    assert LabelConfig().definition == (
+        "1 when the close 1 bar later is higher than this bar's close, else 0; missing until that bar closed"
+    )
+    assert LabelConfig(5, 0.0005).definition == (
+        "1 when the close 5 bars later is higher than this bar's close by more than 0.0005 of it, 0 when it is lower by"
+        " more than that, none in between; missing until that bar closed"
+    )
+
+
+@given(st.lists(st.builds(LabelConfig, st.integers(1, 99), st.floats(0, 1, exclude_max=True)), min_size=2, max_size=2))
+def test_two_labels_have_one_definition_only_if_they_are_one(pair: list[LabelConfig]) -> None:
+    assert (pair[0].definition == pair[1].definition) == (pair[0] == pair[1])
+    assert LabelConfig(3, 1e-7).definition != LabelConfig(3, 1.0000001e-7).definition
