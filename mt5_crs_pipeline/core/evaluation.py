@@ -275,8 +275,8 @@ def _regimes(predictions: pd.DataFrame) -> Array:
     if VOLATILITY not in predictions:
         return np.full(len(predictions), None)
     rank = predictions.groupby("symbol")[VOLATILITY].rank(pct=True).to_numpy()
-    third = np.minimum(np.floor(np.nan_to_num(rank) * len(REGIMES)), len(REGIMES) - 1).astype(int)
-    regime = np.array(REGIMES, dtype=object)[third]
+    third = np.ceil(np.nan_to_num(rank) * len(REGIMES)).astype(int) - 1
+    regime: Array = np.array(REGIMES, dtype=object)[third]
     regime[np.isnan(rank)] = None
     return regime
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
-from mt5_crs_pipeline.core.splits import hold_out_latest, walk_forward
+from mt5_crs_pipeline.core.splits import Rows, hold_out_latest, walk_forward
 
 MODEL_TYPE = "xgboost.Booster"
 VOLATILITY: Final = "realised_volatility_20"
@@ -17,6 +17,8 @@ VOLATILITY: Final = "realised_volatility_20"
 # What is kept with a prediction, so that it can be judged without the training set.
 _KEPT: Final = ("symbol", EVENT_TIMESTAMP, LABEL_TIME, TARGET, FORWARD_RETURN, SPREAD_SHARE, VOLATILITY)
 PREDICTION_COLUMNS: Final = (*_KEPT, "probability")
+# XGBoost computes in 32 bits: a larger value would be infinite there.
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -63,36 +65,37 @@ def fit(rows: pd.DataFrame, features: list[str], config: TrainingConfig) -> Any:
     import xgboost
 
     check_trainable(rows, features)
+    parameters = config.booster_parameters()
+    whole = _matrix(rows, features)
     slice_ = hold_out_latest(rows, config.early_stopping_share)
     rounds = 1
     if len(slice_.train):
-        head, tail = rows.iloc[slice_.train], rows.iloc[slice_.test]
+        # Finding the bins costs more than all else about a matrix, so it is done once, of every row's features; which
+        # bin a row is in says nothing about targets.
+        head = _matrix(_taken(rows, slice_.train), features, whole)
         probe = xgboost.train(
-            config.booster_parameters(),
-            _matrix(head, features),
+            parameters,
+            head,
             num_boost_round=config.max_rounds,
-            evals=[(_matrix(tail, features), "latest")],
+            evals=[(_matrix(_taken(rows, slice_.test), features, head), "latest")],
             early_stopping_rounds=config.early_stopping_rounds,
             verbose_eval=False,
         )
         rounds = probe.best_iteration + 1
-    return xgboost.train(config.booster_parameters(), _matrix(rows, features), num_boost_round=rounds)
+        del head, probe
+    return xgboost.train(parameters, whole, num_boost_round=rounds)
 
 
 def predict(booster: Any, rows: pd.DataFrame) -> npt.NDArray[np.float64]:
     """Return the probability of UP per row. Columns are taken by the booster's own names and must be finite."""
-    import xgboost
-
     names = booster.feature_names or []
-    values = rows[names]
-    finite = np.isfinite(values.to_numpy(dtype=float))
-    if not finite.all():
-        row, column = np.argwhere(~finite)[0]
-        value = float(values.iloc[row, column])
-        raise InputError(f"feature {names[int(column)]!r} is {value} in row {rows.index[row]}")
+    values = rows[names].to_numpy(dtype=float)
+    if not _is_usable(values).all():
+        row, name, value = _unusable(rows, names)
+        raise InputError(f"feature {name!r} is {value} in row {row}")
     if not len(values):
         return np.zeros(0)
-    probability: npt.NDArray[np.float64] = booster.predict(xgboost.DMatrix(values)).astype(np.float64)
+    probability: npt.NDArray[np.float64] = booster.inplace_predict(values).astype(np.float64)
     return probability
 
 
@@ -104,9 +107,11 @@ def out_of_sample_predictions(rows: pd.DataFrame, features: list[str], config: T
     """
     parts = []
     kept = [name for name in _KEPT if name in rows]
+    labelled = rows[TARGET].notna().to_numpy()
     for split in walk_forward(rows, config.first_train_times, config.window_growth):
-        booster = fit(rows.iloc[split.train].dropna(subset=[TARGET]), features, config)
-        test = rows.iloc[split.test]
+        train = split.train[labelled[split.train]]
+        booster = fit(_taken(rows, train), features, config)
+        test = _taken(rows, split.test)
         parts.append(test[kept].assign(probability=predict(booster, test)))
     return pd.concat(parts, ignore_index=True)
 
@@ -120,10 +125,10 @@ def importance(booster: Any) -> dict[str, float]:
 
 def check_trainable(rows: pd.DataFrame, features: list[str]) -> None:
     """Raise InputError unless `rows` is complete, finite and has both classes."""
-    values = rows[features].to_numpy(dtype=float)
-    if not np.isfinite(values).all():
-        row, column = np.argwhere(~np.isfinite(values))[0]
-        raise InputError(f"training row {rows.index[row]} has {features[int(column)]} = {values[row, column]}")
+    # Column by column: all at once would be a second copy of the features.
+    if not all(_is_usable(rows[name].to_numpy(dtype=float)).all() for name in features):
+        row, name, value = _unusable(rows, features)
+        raise InputError(f"training row {row} has {name} = {value}")
     classes = sorted(rows[TARGET].unique().tolist())
     if classes != [0.0, 1.0]:
         raise InputError(
@@ -136,7 +141,28 @@ def model_version(rows: pd.DataFrame, recipe_hash: str) -> str:
     return f"{rows['event_timestamp'].max():%Y%m%d}-{recipe_hash[:12]}"
 
 
-def _matrix(rows: pd.DataFrame, features: list[str]) -> Any:
+def _matrix(rows: pd.DataFrame, features: list[str], binned_as: Any = None) -> Any:
+    """Return the rows as XGBoost learns from them: one byte per value, with the bins of `binned_as` where given."""
     import xgboost
 
-    return xgboost.DMatrix(rows[features], label=rows[TARGET])
+    # rows[features] would copy; columns of their own do not, and XGBoost bins them where they are.
+    columns = pd.DataFrame({name: rows[name] for name in features}, copy=False)
+    return xgboost.QuantileDMatrix(columns, label=rows[TARGET], ref=binned_as)
+
+
+def _taken(rows: pd.DataFrame, positions: Rows) -> pd.DataFrame:
+    """Return the rows at ascending `positions`, without a copy where they follow each other."""
+    if len(positions) and positions[-1] - positions[0] == len(positions) - 1:
+        return rows.iloc[positions[0] : positions[-1] + 1]
+    return rows.iloc[positions]
+
+
+def _is_usable(values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    return np.abs(values) <= _LARGEST
+
+
+def _unusable(rows: pd.DataFrame, features: list[str]) -> tuple[Any, str, float]:
+    """Return the label of the first row with an unusable value, the first feature it is in, and the value."""
+    values = rows[features].to_numpy(dtype=float)
+    row, column = np.argwhere(~_is_usable(values))[0]
+    return rows.index[row], features[int(column)], float(values[row, column])

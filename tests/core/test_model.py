@@ -1,5 +1,6 @@
 """Training is reproducible, finds what is there and nothing else, and never learns from the future."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from mt5_crs_pipeline.core.model import (
     out_of_sample_predictions,
     predict,
 )
-from mt5_crs_pipeline.core.splits import walk_forward
+from mt5_crs_pipeline.core.splits import hold_out_latest, walk_forward
 
 QUICK = TrainingConfig(max_rounds=60, first_train_times=120, window_growth=0.5)
 FEATURES = ["a", "b", "c", "d", "e"]
@@ -54,6 +55,38 @@ def test_the_same_rows_make_the_same_bytes_on_one_thread_and_on_two(rows: pd.Dat
         with xgboost.config_context(nthread=threads):
             made.append(model_bytes(rows.copy()))
     assert made[0] == made[1] == made[2]
+
+
+def test_the_model_is_what_plain_xgboost_makes_of_all_rows_in_as_many_rounds(rows: pd.DataFrame) -> None:
+    booster = fit(rows, FEATURES, QUICK)
+    matrix = xgboost.DMatrix(rows[FEATURES], label=rows["target"])
+    plain = xgboost.train(QUICK.booster_parameters(), matrix, num_boost_round=booster.num_boosted_rounds())
+    assert bytes(booster.save_raw("ubj")) == bytes(plain.save_raw("ubj"))
+
+
+def test_rows_in_any_memory_layout_make_the_same_bytes(rows: pd.DataFrame) -> None:
+    made = model_bytes(rows)
+    assert model_bytes(rows[rows.columns[::-1]]) == made
+    assert model_bytes(pd.concat([rows[[name]] for name in rows], axis=1)) == made
+    assert model_bytes(rows.loc[rows.index.repeat(2)].iloc[::2]) == made
+    assert model_bytes(rows.set_index(pd.Index(["again"] * len(rows)))) == made
+
+
+def test_rows_that_the_purge_takes_from_the_middle_are_not_learnt_from_when_stopping_early(rows: pd.DataFrame) -> None:
+    # Symbol D closes its labels late: the rows before the slice are no longer one stretch.
+    late = rows.assign(**rows[FEATURES].clip(-2, 2).round())  # so few values that all bins are the same
+    late.loc[late["symbol"] == "D", "label_time"] += pd.Timedelta(days=200)
+    purged = (late["symbol"] == "D") & (late["event_timestamp"] > late["event_timestamp"].iloc[480])
+    late.loc[purged, "target"] = 1 - late["target"]
+    split = hold_out_latest(late, QUICK.early_stopping_share)
+    assert np.diff(split.train).max() > 1
+    head, tail = (
+        xgboost.DMatrix(late.iloc[at][FEATURES], label=late.iloc[at]["target"]) for at in (split.train, split.test)
+    )
+    probe = xgboost.train(
+        QUICK.booster_parameters(), head, 60, evals=[(tail, "tail")], early_stopping_rounds=20, verbose_eval=False
+    )
+    assert fit(late, FEATURES, QUICK).num_boosted_rounds() == probe.best_iteration + 1
 
 
 def test_another_seed_or_another_row_makes_another_model(rows: pd.DataFrame) -> None:
@@ -94,6 +127,16 @@ def test_every_row_of_every_window_is_predicted_once_in_order(rows: pd.DataFrame
     kept = ["symbol", "event_timestamp", "label_time", "target"]
     assert predictions.columns.tolist() == [*kept, "probability"]
     pd.testing.assert_frame_equal(predictions[kept], after[kept].reset_index(drop=True))
+
+
+def test_rows_without_a_target_are_predicted_and_not_learnt_from(rows: pd.DataFrame) -> None:
+    silent = np.arange(len(rows)) % 7 == 0
+    predictions = out_of_sample_predictions(rows.assign(target=rows["target"].mask(silent)), FEATURES, QUICK)
+    [first, *_] = walk_forward(rows, QUICK.first_train_times, QUICK.window_growth)
+    learnt = rows.iloc[first.train][~silent[first.train]]
+    expected = predict(fit(learnt, FEATURES, QUICK), rows.iloc[first.test])
+    assert predictions["probability"].head(len(first.test)).tolist() == expected.tolist()
+    assert predictions["target"].isna().sum() == silent[first.test[0] :].sum()
 
 
 @pytest.mark.parametrize("fold", [0, 1, 2])
@@ -140,14 +183,16 @@ def test_predict_takes_columns_by_name_in_any_order_and_row_by_row(rows: pd.Data
     assert predict(booster, rows.head(0)).tolist() == []
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+# XGBoost computes in 32 bits, where 1e39 is infinite.
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39, -1e39])
 def test_a_feature_that_is_not_finite_is_refused_by_name_and_row(rows: pd.DataFrame, value: float) -> None:
     booster = fit(rows, FEATURES, QUICK)
     broken = rows.head(50).copy()
-    broken.loc[33, "d"] = value
-    with pytest.raises(InputError, match=f"^feature 'd' is {value} in row 33$"):
+    broken.loc[33, ["d", "e"]] = value
+    broken.loc[40, "a"] = np.nan
+    with pytest.raises(InputError, match=f"^feature 'd' is {re.escape(str(value))} in row 33$"):
         predict(booster, broken)
-    with pytest.raises(InputError, match=f"^training row 33 has d = {value}$"):
+    with pytest.raises(InputError, match=f"^training row 33 has d = {re.escape(str(value))}$"):
         fit(broken, FEATURES, QUICK)
 
 
