@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-from mt5_crs_pipeline.adapters.files import commit_bytes
 from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.recipe import Recipe
 
@@ -14,10 +13,9 @@ def read_recipe(path: Path) -> Recipe:
         return Recipe()
     try:
         return Recipe.from_dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, ConfigurationError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(f"{path} is no JSON: {error}") from error
+    except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
-
-
-def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Make `recipe` the one that the next model is trained by."""
-    commit_bytes(path, (json.dumps(recipe.to_dict(), indent=2) + "\n").encode())

@@ -1,5 +1,6 @@
 """Train and predict on frames with native XGBoost: same rows and settings, same bytes."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -7,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.errors import ConfigurationError, InputError
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
 from mt5_crs_pipeline.core.splits import Rows, hold_out_latest, walk_forward
 
@@ -21,9 +22,19 @@ PREDICTION_COLUMNS: Final = (*_KEPT, "probability")
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
 
+_SMALLEST_WHOLE: Final = {
+    "max_depth": 1,
+    "max_rounds": 1,
+    "early_stopping_rounds": 1,
+    "first_train_times": 1,
+    "seed": 0,
+}
+_SHARES: Final = ("learning_rate", "subsample", "colsample_bytree")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that decides the model besides the rows."""
+    """Everything that decides the model besides the rows; ConfigurationError names a setting that makes no sense."""
 
     max_depth: int = 3
     learning_rate: float = 0.05
@@ -36,6 +47,10 @@ class TrainingConfig:
     first_train_times: int = 100
     window_growth: float = 0.25
     seed: int = 7
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _check_setting(name, value)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
@@ -54,6 +69,22 @@ class TrainingConfig:
             "colsample_bytree": self.colsample_bytree,
             "seed": self.seed,
         }
+
+
+def _check_setting(name: str, value: object) -> None:
+    whole = name in _SMALLEST_WHOLE
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ConfigurationError(f"{name} is {value!r}: give a {'whole number' if whole else 'number'}")
+    if whole and value < _SMALLEST_WHOLE[name]:
+        raise ConfigurationError(f"{name} is {value}: give a whole number of at least {_SMALLEST_WHOLE[name]}")
+    if name in _SHARES and not 0 < value <= 1:
+        raise ConfigurationError(f"{name} is {value}: give a number above 0, at most 1")
+    if name == "early_stopping_share" and not 0 < value < 1:
+        raise ConfigurationError(f"{name} is {value}: give a number between 0 and 1")
+    if name == "window_growth" and not 0 < value < math.inf:
+        raise ConfigurationError(f"{name} is {value}: give a number above 0")
+    if name == "min_child_weight" and not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name} is {value}: give a number of at least 0")
 
 
 def fit(rows: pd.DataFrame, features: list[str], config: TrainingConfig) -> Any:

@@ -17,7 +17,7 @@ SHARE = "spread_share"
 
 
 def by_loop(bars: pd.DataFrame, label: LabelConfig) -> list[tuple[int, int, float, float]]:
-    """Of every bar with a bar `horizon_bars` later: both rows, the return and the label, straight from their meaning."""
+    """Of every bar with a bar `horizon_bars` later: both rows, the return and the label, by their meaning."""
     found = []
     for symbol in set(bars["symbol"]):
         rows = sorted((row.time, row.Index, row.close) for row in bars.itertuples() if row.symbol == symbol)
