@@ -179,7 +179,7 @@ def retrain(as_of: str | None, as_json: bool) -> None:
 @click.option("--model", "version", help="Model version (default: the champion, else the newest).")
 @JSON_OPTION
 def predict(symbol: str | None, bars: Path | None, timezone: str | None, version: str | None, as_json: bool) -> None:
-    """Say whether the next bar is likelier to close higher or not, and how far to trust it."""
+    """Say whether the price is likelier to rise or not, and how far to trust it."""
     from mt5_crs_pipeline.adapters.database import Database
 
     settings = load_settings()
@@ -349,8 +349,10 @@ def _print_model(result: dict[str, Any]) -> None:
 
 
 def _print_prediction(prediction: dict[str, Any]) -> None:
+    bars = prediction["horizon_bars"]
     click.echo(
-        f"{prediction['symbol']}: {prediction['direction']} with {prediction['confidence']:.1%} for the bar after"
+        f"{prediction['symbol']}: {prediction['direction']} with {prediction['confidence']:.1%} for the"
+        f" {'bar' if bars == 1 else f'{bars} bars'} after"
         f" {prediction['bar_close']} ({prediction['note']})"
     )
 

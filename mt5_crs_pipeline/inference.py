@@ -26,7 +26,7 @@ from mt5_crs_pipeline.settings import load_settings
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: will the next bar close higher than this one?
+    """One answer: will the close `horizon_bars` later be higher than this one?
 
     `probability` is that of UP, `confidence` that of the predicted direction; `edge_shown` says whether the model was
     promoted on out-of-sample evidence, and `note` says it in words.
@@ -38,6 +38,7 @@ class Prediction:
     confidence: float
     symbol: str | None
     bar_close: datetime | None
+    horizon_bars: int
     model_version: str
     edge_shown: bool
     note: str
@@ -129,6 +130,7 @@ class PricePredictor:
                 confidence=float(max(probability, 1 - probability)),
                 symbol=symbol,
                 bar_close=close,
+                horizon_bars=self.metadata["label_config"]["horizon_bars"],
                 model_version=self.model_version,
                 edge_shown=self.edge_shown,
                 note=note,

@@ -50,7 +50,7 @@ COLUMNS = {
     "market_data": [*KEYS, *VALUES, "known_at", "recorded_at"],
     "market_data_parquet": [*KEYS, *VALUES, "known_at", "recorded_at", "event_timestamp"],
     "technical_features": ["symbol", "time", "event_timestamp", "known_at", "recorded_at", "is_complete", *FEATURES],
-    "training_set": ["symbol", "event_timestamp", "label_time", "target", *FEATURES],
+    "training_set": ["symbol", "event_timestamp", "label_time", "target", "forward_return", "spread_share", *FEATURES],
 }
 
 

@@ -315,7 +315,7 @@ def test_an_answer_is_one_typed_value_that_json_can_hold(predictor: PricePredict
     assert told["bar_close"] == closes.isoformat() == "2013-03-02T00:00:00+00:00"
     assert set(told) == {
         *("prediction", "probability", "direction", "confidence", "symbol", "bar_close"),
-        *("model_version", "edge_shown", "note"),
+        *("horizon_bars", "model_version", "edge_shown", "note"),
     }
     assert predictor.predict(training_rows()[NAMES].iloc[0].to_dict()).to_dict()["bar_close"] is None
 

@@ -11,13 +11,15 @@ from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.labels import LabelConfig
 from mt5_crs_pipeline.core.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
+
 
 def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     assert read_recipe(tmp_path / "recipes" / "D1.json") == Recipe()
 
 
 def test_the_readme_s_example_is_a_recipe(tmp_path: Path) -> None:
-    [example] = re.findall(r"```json\n(.*?)```", Path("README.md").read_text("utf-8"), re.S)
+    [example] = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
     path = tmp_path / "D1.json"
     path.write_text(example, "utf-8")
     recipe = read_recipe(path)
