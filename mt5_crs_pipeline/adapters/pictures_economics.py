@@ -11,7 +11,8 @@ from mt5_crs_pipeline.core.economics import Economics
 def economics_finding(result: Economics) -> str:
     """Say in one sentence what the rule made of one unit, and what keeping the symbols made of it."""
     net, held = (float(result.curve[name].iloc[-1]) for name in ("net", "held"))
-    return f"One unit became {net:.3g} after costs, {held:.3g} when simply held; illustration, not evidence"
+    costs = "after costs" if result.costs_known else "before any cost (none is known)"
+    return f"One unit became {net:.3g} {costs}, {held:.3g} when simply held; illustration, not evidence"
 
 
 def wealth(result: Economics) -> bytes:

@@ -106,10 +106,13 @@ def _economics_lines(earned: Economics) -> list[tuple[str, str]]:
     def percent(value: float) -> str:
         return f"{value:.1%}" if math.isfinite(value) else "not defined"
 
-    known = "" if earned.costs_known == 1 else f"; costs are known for {earned.costs_known:.0%} of the rows, else zero"
+    known = "after costs"
+    if earned.costs_known < 1:
+        share = f"known for {earned.costs_known:.0%} of the rows" if earned.costs_known else "not known"
+        known = f"with costs of zero, because they are {share}; set MT5_CRS_TRADING_COST"
     tried = "1 recipe" if earned.recipes == 1 else f"{earned.recipes:,} recipes"
     return [
-        ("Return per year", f"{percent(earned.annual_return)} after costs{known}"),
+        ("Return per year", f"{percent(earned.annual_return)} {known}"),
         ("Volatility per year", percent(earned.annual_volatility)),
         (
             "Sharpe ratio",
@@ -118,6 +121,7 @@ def _economics_lines(earned: Economics) -> list[tuple[str, str]]:
         ("Deflated Sharpe ratio", f"{percent(earned.deflated_sharpe)}: better than the luckiest of {tried}"),
         ("Largest drawdown", percent(earned.max_drawdown)),
         ("Turnover per year", f"{earned.turnover:.1f} times the wealth"),
+        ("Cost that eats it", f"{_share(100 * earned.break_even)} % of the price per round trip"),
         ("Rows with a position", percent(earned.invested)),
     ]
 

@@ -29,6 +29,7 @@ class Economics:
 
     `curve`: net, gross and held (the same symbols bought and kept at equal weights), wealth from a start of 1, indexed
     by the instant at which the period ended (UTC). `turnover`: units bought or sold per unit of wealth and year.
+    `break_even`: the cost of a round trip, as a share of the price, that would have eaten the mean return before costs.
     `invested`: share of rows with a position. `costs_known`: share of rows whose cost is known; where it is not, it
     counts as zero. Return, volatility and Sharpe ratio are net of costs and per year; `sharpe_lower` and `sharpe_upper`
     bound its 95 % interval. `deflated_sharpe`: the probability that the true Sharpe ratio is above what the best of all
@@ -45,6 +46,7 @@ class Economics:
     recipes: int
     max_drawdown: float
     turnover: float
+    break_even: float
     invested: float
     costs_known: float
 
@@ -98,6 +100,9 @@ def economics(
         recipes=recipes,
         max_drawdown=float((1 - wealth / np.maximum.accumulate(wealth)).max()),
         turnover=float(instants["traded"].mean().sum() / years),
+        break_even=2 * float(earned["gross"].mean() / bought)
+        if (bought := instants["traded"].mean().mean())
+        else math.nan,
         invested=float((position != 0).mean()),
         costs_known=float(cost.notna().mean()),
     )

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters.pictures_economics import wealth
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.core.economics import economics
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
@@ -255,7 +256,7 @@ def test_the_page_loads_nothing_and_each_picture_has_an_alternative_text() -> No
     page = Page(raw)
     assert not re.search(rb"https?://|url\(|@import|<link|<iframe|javascript:", raw)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    drawn = [pictures.evidence(CHANCE), *(draw(sample()) for draw in EVALUATION_PICTURES)]
+    drawn = [pictures.evidence(CHANCE), *(draw(sample()) for draw in EVALUATION_PICTURES), wealth(EARNED)]
     for attributes, png in zip(images, drawn, strict=True):
         header, _, data = str(attributes["src"]).partition(",")
         assert header == "data:image/png;base64"

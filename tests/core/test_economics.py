@@ -83,6 +83,12 @@ def test_a_position_that_stays_pays_once_and_one_that_turns_pays_a_round_trip() 
     turns = economics(rows.assign(probability=np.where(np.arange(20) % 2, 0.2, 0.8)), 1)
     assert stays.curve["net"].iloc[-1] == pytest.approx(1 - 0.0005)
     assert turns.curve["net"].iloc[-1] == pytest.approx((1 - 0.0005) * (1 - 0.001) ** 19)
+    turning = predictions(20, 1, realised_volatility_20=9.0, probability=np.where(np.arange(20) % 2, 0.2, 0.8))
+    at_zero, paid = (
+        economics(turning, 1, trading_cost=0.0),
+        turning["forward_return"] * np.where(np.arange(20) % 2, -1, 1),
+    )
+    assert at_zero.break_even == pytest.approx(2 * paid.sum() / 39)
     assert stays.curve["gross"].iloc[-1] == turns.curve["gross"].iloc[-1] == 1.0
 
 
@@ -118,7 +124,7 @@ SHARPE = {"sharpe", "sharpe_lower", "sharpe_upper", "deflated_sharpe"}
 
 def test_where_nothing_is_traded_or_nothing_moves_no_ratio_is_made_up() -> None:
     undecided = economics(predictions(probability=0.5), 1)
-    assert undefined(undecided) == SHARPE
+    assert undefined(undecided) == {*SHARPE, "break_even"}
     assert undecided.invested == undecided.turnover == undecided.annual_return == 0.0
     constant = economics(predictions(50, 1, probability=0.9, forward_return=0.01, spread_share=0.0), 1)
     assert undefined(constant) == SHARPE
