@@ -24,7 +24,7 @@ from mt5_crs_pipeline.core.evaluation import accuracy_interval, base_rate, wilso
 from mt5_crs_pipeline.core.evidence import against_chance
 from mt5_crs_pipeline.core.features import FeatureConfig, feature_frame, get_feature_names
 from mt5_crs_pipeline.core.labels import labelled_bars
-from mt5_crs_pipeline.core.model import TrainingConfig, predict
+from mt5_crs_pipeline.core.model import Model, TrainingConfig, predict
 
 YEARS, DAYS, MONTH, FIRST = 10, 252, 21, 252
 # A fifth of the pipeline's features, the last return among them.
@@ -89,9 +89,8 @@ def predictions(market: Market) -> pd.DataFrame:
         month = rows[rows["event_timestamp"].isin(times[start : start + MONTH])]
         matrix = xgboost.QuantileDMatrix(train[NAMES], label=train["target"])
         booster = xgboost.train(PARAMETERS, matrix, num_boost_round=ROUNDS)
-        parts.append(
-            month[["symbol", "event_timestamp", "target"]].assign(probability=predict(booster, month), look=start)
-        )
+        probability = predict(Model({None: booster}), month)
+        parts.append(month[["symbol", "event_timestamp", "target"]].assign(probability=probability, look=start))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -1,8 +1,7 @@
 """Training: the pipeline's `fit` beside bare XGBoost on the same rows, in time and in memory.
 
 Run `python benchmarks/training.py` on Linux; it takes two to four minutes and 3 GB. Both sides search the number of
-trees
-on the same latest rows and then train as many on all rows. Each side runs in fresh processes of its own, by turns.
+trees on the same latest rows and then train as many on all rows. Each side runs in fresh processes, by turns.
 """
 
 import argparse
@@ -12,13 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import psutil
 
-from mt5_crs_pipeline.core.model import TrainingConfig, fit
+from mt5_crs_pipeline.core.model import Model, TrainingConfig, fit
 from mt5_crs_pipeline.core.splits import hold_out_latest
 
 FEATURES = [f"feature_{number}" for number in range(60)]
@@ -41,7 +39,7 @@ def training_rows(rows: int) -> pd.DataFrame:
     return frame
 
 
-def bare(rows: pd.DataFrame) -> Any:
+def bare(rows: pd.DataFrame) -> Model:
     """The same work in the shortest way XGBoost's documentation has."""
     import xgboost
 
@@ -59,22 +57,21 @@ def bare(rows: pd.DataFrame) -> Any:
         verbose_eval=False,
     )
     whole = xgboost.DMatrix(rows[FEATURES], label=rows["target"])
-    return xgboost.train(parameters, whole, probe.best_iteration + 1)
+    return Model({None: xgboost.train(parameters, whole, probe.best_iteration + 1)})
 
 
 def measure(side: str, count: int) -> dict[str, float]:
     """Train once; peaks are those of the whole process, from the system."""
-    import xgboost  # its own memory and loading time are not training's
+    import xgboost  # noqa: F401 - its own memory and loading time are not training's
 
     rows = training_rows(count)
     process = psutil.Process()
     _reset_peak()
     loaded = process.memory_info().rss
     started = time.perf_counter()
-    booster = fit(rows, FEATURES, CONFIG) if side == "fit" else bare(rows)
+    model = fit(rows, FEATURES, CONFIG) if side == "fit" else bare(rows)
     seconds = time.perf_counter() - started
-    assert isinstance(booster, xgboost.Booster)
-    return {"seconds": seconds, "loaded": loaded, "peak": _peak(), "trees": booster.num_boosted_rounds()}
+    return {"seconds": seconds, "loaded": loaded, "peak": _peak(), "trees": model.trees}
 
 
 def _reset_peak() -> None:

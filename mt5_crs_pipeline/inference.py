@@ -63,7 +63,7 @@ class PricePredictor:
         self.config = bundle.config
         self.model_version = bundle.version
         self.edge_shown = bool(verdict and verdict["promoted"])
-        self._booster = bundle.booster()
+        self._model = bundle.model()
 
     @property
     def lookback(self) -> int:
@@ -96,7 +96,10 @@ class PricePredictor:
         return self._answers(features, [symbol], [bar_close])[0]
 
     def predict(self, features: Mapping[str, float], symbol: str | None = None) -> Prediction:
-        """Predict from feature values by name, such as one row of the online store; all of them, all finite."""
+        """Predict from feature values by name, such as one row of the online store; all of them, all finite.
+
+        `symbol` is needed where each symbol has a model of its own, else only repeated in the answer.
+        """
         names = get_feature_names(self.config)
         missing = [name for name in names if name not in features]
         if missing:
@@ -116,6 +119,12 @@ class PricePredictor:
     def _answers(self, rows: pd.DataFrame, symbols: list[Any], closes: list[Any]) -> list[Prediction]:
         for symbol in set(symbols) - {None}:
             self._check_symbol(symbol)
+        if not self._model.pooled:
+            if None in symbols:
+                raise InputError(
+                    f"model {self.model_version} has a model for each symbol: say which symbol the features are of"
+                )
+            rows = rows.assign(symbol=symbols)
         _check_numbers(rows, get_feature_names(self.config))
         note = (
             "the model was promoted on out-of-sample evidence"
@@ -135,7 +144,7 @@ class PricePredictor:
                 edge_shown=self.edge_shown,
                 note=note,
             )
-            for probability, symbol, close in zip(predict(self._booster, rows), symbols, closes, strict=True)
+            for probability, symbol, close in zip(predict(self._model, rows), symbols, closes, strict=True)
         ]
 
     def _as_bars(self, bars: pd.DataFrame, timeframe: str) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from mt5_crs_pipeline.core.errors import (
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.inference import Prediction, PricePredictor
-from tests.adapters.small_model import VERSION, booster, real_bars, save_model, training_rows
+from tests.adapters.small_model import VERSION, model, model_of_each, real_bars, save_alone, save_model, training_rows
 
 NOW = datetime(2013, 3, 10, tzinfo=UTC)
 NAMES = get_feature_names(PIPELINE_FEATURES)
@@ -83,7 +83,7 @@ def test_a_prediction_is_that_of_the_trained_model(predictor: PricePredictor) ->
     import xgboost
 
     rows = training_rows().tail(60).reset_index(drop=True)
-    expected = booster().predict(xgboost.DMatrix(rows[NAMES])).astype(float)
+    expected = model().boosters[None].predict(xgboost.DMatrix(rows[NAMES])).astype(float)
     answers = predictor.predict_batch(rows)
     assert [answer.probability for answer in answers] == expected.tolist()
     assert [answer.symbol for answer in answers] == rows["symbol"].tolist()
@@ -329,3 +329,50 @@ def test_predicting_needs_neither_dagster_nor_feast_nor_a_database() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
     assert done.stdout.strip() == ""
+
+
+# --- A model of its own for each symbol ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_each(tmp_path: Path) -> PricePredictor:
+    save_alone(ModelStore(tmp_path / "each"))
+    return PricePredictor(tmp_path / "each")
+
+
+def test_each_symbol_is_answered_by_its_own_model(of_each: PricePredictor) -> None:
+    rows = training_rows().tail(60).reset_index(drop=True)
+    boosters = model_of_each().boosters
+    expected = [
+        float(boosters[symbol].inplace_predict(rows.loc[[at], NAMES].to_numpy())[0])
+        for at, symbol in enumerate(rows["symbol"])
+    ]
+    answers = of_each.predict_batch(rows)
+    assert [answer.probability for answer in answers] == expected
+    assert [answer.symbol for answer in answers] == rows["symbol"].tolist()
+    one_by_one = zip(rows[NAMES].to_dict("records"), rows["symbol"], strict=True)
+    assert [of_each.predict(row, symbol).probability for row, symbol in one_by_one] == expected
+    features = rows[NAMES].iloc[0].to_dict()
+    assert of_each.predict(features, "AAPL").probability != of_each.predict(features, "IBM").probability
+
+
+def test_from_bars_the_symbol_of_the_bars_is_asked(of_each: PricePredictor) -> None:
+    history = whole_history()
+    for symbol in ("AAPL", "IBM"):
+        answer = of_each.predict_from_ohlcv(bars_of(symbol), NOW)
+        row = history[history["symbol"] == symbol].iloc[-1]
+        assert answer.symbol == symbol
+        assert answer.probability == of_each.predict(row[NAMES].to_dict(), symbol).probability
+
+
+def test_a_symbol_is_needed_and_known_where_each_has_its_own_model(of_each: PricePredictor) -> None:
+    rows = training_rows().tail(3)
+    features = rows[NAMES].iloc[0].to_dict()
+    for text in (
+        refused(InputError, of_each.predict, features),
+        refused(InputError, of_each.predict_batch, rows[NAMES]),
+        refused(InputError, of_each.predict_batch, rows.assign(symbol=["IBM", None, "AAPL"])),
+    ):
+        assert "say which symbol" in text
+    assert "AAPL, IBM" in refused(UnknownSymbolError, of_each.predict, features, "MSFT")
+    assert of_each.predict_batch(rows.iloc[:0]) == []

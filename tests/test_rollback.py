@@ -11,7 +11,7 @@ from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.model_store import ModelStore
 from mt5_crs_pipeline.adapters.promotion import promote_on_evidence
 from mt5_crs_pipeline.settings import Settings
-from tests.adapters.small_model import booster, card, planted_predictions
+from tests.adapters.small_model import card, model, planted_predictions
 from tests.commands import run, succeed, write_daily_bars
 from tests.defs.small_lake import execute
 
@@ -23,7 +23,7 @@ def store(settings: Settings) -> ModelStore:
     """A model store in which three models were promoted, one after another, without any bars yet."""
     store = ModelStore(settings.models)
     for version in VERSIONS:
-        bundle = store.save(card(version), booster(), planted_predictions())
+        bundle = store.save(card(version), model(), planted_predictions())
         with Database(settings).connection() as connection:
             assert promote_on_evidence(connection, store, bundle, datetime.now(UTC)).promoted
     return store

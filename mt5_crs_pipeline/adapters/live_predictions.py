@@ -55,7 +55,7 @@ def predict_newest(connection: Connection, store: ModelStore, lake: Lake) -> Pre
     left_out = dict.fromkeys(rows.loc[~known, "symbol"], "the champion was not trained on it")
     left_out |= dict.fromkeys(rows.loc[known & ~rows[IS_COMPLETE], "symbol"], "too few bars")
     rows = rows[known & rows[IS_COMPLETE]]
-    said = rows[["symbol", EVENT_TIMESTAMP]].assign(probability=predict(bundle.booster(), rows))
+    said = rows[["symbol", EVENT_TIMESTAMP]].assign(probability=predict(bundle.model(), rows))
     return PredictedLive(bundle.version, said, store_predictions(connection, bundle, said), left_out)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,8 +15,8 @@ from mt5_crs_pipeline.adapters.lake import parquet_bytes, read_parquet
 from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
 from mt5_crs_pipeline.core.labels import TARGET, LabelConfig
-from mt5_crs_pipeline.core.model import MODEL_TYPE, PREDICTION_COLUMNS
-from mt5_crs_pipeline.core.model_card import MODEL_FILE
+from mt5_crs_pipeline.core.model import MODEL_TYPE, PREDICTION_COLUMNS, Model
+from mt5_crs_pipeline.core.model_card import MODEL_FILE, model_files
 from mt5_crs_pipeline.core.promotion import How
 
 METADATA_FILE: Final = "model_metadata.json"
@@ -63,16 +64,16 @@ class Bundle:
         """The SHA-256 of the checksums, which stands for every byte of the bundle."""
         return hashlib.sha256((self.folder / CHECKSUMS_FILE).read_bytes()).hexdigest()
 
-    def booster(self) -> Any:
-        """Return the model as an xgboost.Booster; its hash was checked when the bundle was opened."""
+    def model(self) -> Model:
+        """Return the model; the hashes of its files were checked when the bundle was opened."""
         import xgboost
 
-        booster = xgboost.Booster(model_file=self.folder / MODEL_FILE)
-        if booster.feature_names != get_feature_names(self.config):
-            raise BundleRejectedError(
-                f"{self.folder / MODEL_FILE} was trained on other features than its metadata says"
-            )
-        return booster
+        boosters = {}
+        for symbol, name in _model_files(self.metadata).items():
+            boosters[symbol] = xgboost.Booster(model_file=self.folder / name)
+            if boosters[symbol].feature_names != get_feature_names(self.config):
+                raise BundleRejectedError(f"{self.folder / name} was trained on other features than its metadata says")
+        return Model(boosters)
 
     def predictions(self) -> pd.DataFrame:
         """Return the out-of-sample predictions: PREDICTION_COLUMNS; the target is NaN inside the cost band."""
@@ -106,13 +107,18 @@ class ModelStore:
         cards.sort(key=lambda path: (path.parent.name.split("-")[0], path.stat().st_mtime_ns, path.parent.name))
         return [path.parent.name for path in cards]
 
-    def save(self, metadata: dict[str, Any], booster: Any, predictions: pd.DataFrame) -> Bundle:
+    def save(self, metadata: dict[str, Any], model: Model, predictions: pd.DataFrame) -> Bundle:
         """Store a new bundle in one step; a stored version is never changed."""
         missing = [key for key in REQUIRED_KEYS if key not in metadata]
         if missing:
             raise BundleRejectedError(f"model metadata lacks {', '.join(missing)}")
+        names = _model_files(metadata)
+        if set(names) != set(model.boosters):
+            raise BundleRejectedError(
+                f"model metadata is of {_of(names)}, the model of {_of(model.boosters)}: they do not belong together"
+            )
         files = {
-            MODEL_FILE: bytes(booster.save_raw("ubj")),
+            **{names[symbol]: bytes(booster.save_raw("ubj")) for symbol, booster in model.boosters.items()},
             PREDICTIONS_FILE: parquet_bytes(pa.Table.from_pandas(predictions, preserve_index=False)),
             METADATA_FILE: _json(metadata),
         }
@@ -187,16 +193,20 @@ def open_bundle(folder: Path) -> Bundle:
     """Verify a bundle folder and return it; raise BundleRejectedError naming the file and what is wrong."""
     if not folder.is_dir():
         raise BundleRejectedError(f"no model bundle at {folder}")
-    for name in (CHECKSUMS_FILE, METADATA_FILE, MODEL_FILE, PREDICTIONS_FILE):
-        if not (folder / name).is_file():
-            raise BundleRejectedError(f"{folder} is no model bundle: {name} is missing")
+    if not (folder / CHECKSUMS_FILE).is_file():
+        raise BundleRejectedError(f"{folder} is no model bundle: {CHECKSUMS_FILE} is missing")
     lines = (folder / CHECKSUMS_FILE).read_text("utf-8", "replace").splitlines()
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in (METADATA_FILE, MODEL_FILE, PREDICTIONS_FILE):
+
+    def verify(name: str) -> None:
+        if not (folder / name).is_file():
+            raise BundleRejectedError(f"{folder} is no model bundle: {name} is missing")
         if expected.get(name) != hashlib.sha256((folder / name).read_bytes()).hexdigest():
             raise BundleRejectedError(
                 f"{folder / name} does not match {CHECKSUMS_FILE}: it was damaged or replaced; retrain"
             )
+
+    verify(METADATA_FILE)
     metadata = _read_json(folder / METADATA_FILE)
     missing = [key for key in REQUIRED_KEYS if key not in metadata]
     if missing or metadata["model_type"] != MODEL_TYPE or metadata["model_version"] != folder.name:
@@ -204,6 +214,8 @@ def open_bundle(folder: Path) -> Bundle:
             f"{folder / METADATA_FILE} is not of this package: missing {', '.join(missing) or 'nothing'},"
             f" type {metadata.get('model_type')!r}, version {metadata.get('model_version')!r}"
         )
+    for name in (*_model_files(metadata).values(), PREDICTIONS_FILE):
+        verify(name)
     try:
         config = FeatureConfig.from_json(json.dumps(metadata["feature_config"]))
     except (ConfigurationError, KeyError, TypeError, ValueError) as error:
@@ -216,6 +228,24 @@ def open_bundle(folder: Path) -> Bundle:
             f" {config.feature_set_hash[:12]}: retrain, or use the package version it was trained with"
         )
     return Bundle(folder, metadata, config)
+
+
+def _model_files(metadata: dict[str, Any]) -> dict[str | None, str]:
+    """Return the model files that metadata names, by symbol, or under None the one of all symbols."""
+    named, symbols = metadata["model_file"], metadata["symbols"]
+    if named == MODEL_FILE:
+        return {None: MODEL_FILE}
+    is_known = isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols) and symbols
+    if not is_known or named != model_files(symbols):
+        raise BundleRejectedError(
+            f"{METADATA_FILE} of {metadata['model_version']} names the model files {named!r}: they are no files of this"
+            " package"
+        )
+    return dict(named.items())
+
+
+def _of(symbols: Iterable[str | None]) -> str:
+    return ", ".join(sorted(symbol or "all symbols" for symbol in symbols))
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -85,7 +85,7 @@ def economics(
     ends = instants[LABEL_TIME].max()
     years = (ends.max() - earned.index[0]) / _YEAR
     per_year = len(earned) / years
-    net = earned["net"].to_numpy()
+    net, bought = earned["net"].to_numpy(), float(instants["traded"].mean().mean())
     ratio, lower, upper, deflated = _sharpe(net, recipes)
     curve = (1 + earned).cumprod().set_axis(pd.DatetimeIndex(ends, name="ended_at"))
     wealth = np.concatenate([[1.0], curve["net"].to_numpy()])
@@ -100,9 +100,7 @@ def economics(
         recipes=recipes,
         max_drawdown=float((1 - wealth / np.maximum.accumulate(wealth)).max()),
         turnover=float(instants["traded"].mean().sum() / years),
-        break_even=2 * float(earned["gross"].mean() / bought)
-        if (bought := instants["traded"].mean().mean())
-        else math.nan,
+        break_even=2 * float(earned["gross"].mean() / bought) if bought else math.nan,
         invested=float((position != 0).mean()),
         costs_known=float(cost.notna().mean()),
     )

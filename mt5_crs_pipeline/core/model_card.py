@@ -14,6 +14,11 @@ from mt5_crs_pipeline.core.recipe import Recipe
 MODEL_FILE: Final = "model.ubj"
 
 
+def model_files(symbols: list[str]) -> dict[str, str]:
+    """Return the file of each symbol's own model; not by its name, which a file system may not tell from another's."""
+    return {symbol: f"model-{number:04d}.ubj" for number, symbol in enumerate(symbols)}
+
+
 def model_card(
     *,
     rows: pd.DataFrame,
@@ -29,20 +34,24 @@ def model_card(
     code_commit: str,
     library_versions: dict[str, str],
 ) -> dict[str, Any]:
-    """Return the JSON-serialisable metadata of a model trained on `rows` (a training set)."""
+    """Return the JSON-serialisable metadata of a model trained on the labelled of `rows` (a training set).
+
+    `model_file` is one name, or an object of symbol to name where each symbol has a model of its own.
+    """
+    symbols = sorted(str(symbol) for symbol in rows.loc[rows[TARGET].notna(), "symbol"].unique())
     ups, labelled = int(rows[TARGET].sum()), int(rows[TARGET].count())
     per_symbol = rows["symbol"].value_counts().sort_index()
     return {
         "model_type": MODEL_TYPE,
         "model_version": version,
-        "symbols": [str(symbol) for symbol in per_symbol.index],
+        "symbols": symbols,
         "timeframe": timeframe,
         "lookback": config.lookback,
         "features": get_feature_names(config),
         "train_date": train_date.isoformat(),
         "params": recipe.training.to_dict(),
         "metrics": metrics,
-        "model_file": MODEL_FILE,
+        "model_file": MODEL_FILE if recipe.training.pooled else model_files(symbols),
         "feature_config": {"features": get_feature_names(config)},
         "feature_set_hash": config.feature_set_hash,
         "data_window": {

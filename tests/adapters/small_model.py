@@ -1,6 +1,7 @@
 """A small real model, trained once on real bars, and the bundle it is stored as."""
 
 import functools
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,13 +13,14 @@ from mt5_crs_pipeline.core.bars import adjusted, close_time
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
-from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS, TrainingConfig, fit, importance
+from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS, Model, TrainingConfig, fit, importance
 from mt5_crs_pipeline.core.model_card import model_card
 from mt5_crs_pipeline.core.recipe import Recipe
 
 VERSION = "20130301-0123456789ab"
 SYMBOLS = ("AAPL", "IBM")
 TRAINING = TrainingConfig(max_rounds=8, min_child_weight=1.0)
+ALONE = replace(TRAINING, pooled=False)
 
 
 @functools.cache
@@ -41,18 +43,24 @@ def training_rows() -> pd.DataFrame:
 
 
 @functools.cache
-def booster() -> Any:
+def model() -> Model:
     return fit(training_rows(), get_feature_names(PIPELINE_FEATURES), TRAINING)
 
 
-def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
+@functools.cache
+def model_of_each() -> Model:
+    """A model of its own for each symbol."""
+    return fit(training_rows(), get_feature_names(PIPELINE_FEATURES), ALONE)
+
+
+def card(version: str = VERSION, training: TrainingConfig = TRAINING, **changes: Any) -> dict[str, Any]:
     made = model_card(
         rows=training_rows(),
         version=version,
         timeframe="D1",
         config=PIPELINE_FEATURES,
-        recipe=Recipe(training=TRAINING),
-        importance=importance(booster()),
+        recipe=Recipe(training=training),
+        importance=importance(model()),
         metrics={"accuracy": 0.5},
         data_fingerprint="0" * 64,
         parity={"feature_set_hash": PIPELINE_FEATURES.feature_set_hash, "holds": True},
@@ -61,6 +69,10 @@ def card(version: str = VERSION, **changes: Any) -> dict[str, Any]:
         library_versions={"python": "3"},
     )
     return {**made, **changes}
+
+
+def card_of_each() -> dict[str, Any]:
+    return card(training=ALONE)
 
 
 def predictions() -> pd.DataFrame:
@@ -77,4 +89,8 @@ def planted_predictions(wrong_in: int = 5) -> pd.DataFrame:
 
 
 def save_model(store: ModelStore, version: str = VERSION, **changes: Any) -> Bundle:
-    return store.save(card(version, **changes), booster(), predictions())
+    return store.save(card(version, **changes), model(), predictions())
+
+
+def save_alone(store: ModelStore) -> Bundle:
+    return store.save(card_of_each(), model_of_each(), predictions())

@@ -23,7 +23,7 @@ from mt5_crs_pipeline.core.live import LiveRecord
 from mt5_crs_pipeline.inference import PricePredictor
 from tests.adapters.live_world import TODAY, bars_until, fill
 from tests.adapters.made_up_bars import query
-from tests.adapters.small_model import SYMBOLS, TRAINING, booster, card, planted_predictions
+from tests.adapters.small_model import SYMBOLS, TRAINING, card, model, planted_predictions
 from tests.commands import comes_true
 from tests.core.test_evidence import wealth_after
 
@@ -43,7 +43,7 @@ class World:
         self.lake = Lake(home / "lake")
 
     def promote(self, version: str, wrong_in: int = 5, **changes: Any) -> Bundle:
-        bundle = self.models.save(card(version, **changes), booster(), planted_predictions(wrong_in))
+        bundle = self.models.save(card(version, **changes), model(), planted_predictions(wrong_in))
         with connected(self.url) as connection:
             assert promote_on_evidence(connection, self.models, bundle, NOW).promoted
         return bundle
@@ -160,14 +160,14 @@ def test_two_runs_at_once_keep_each_prediction_once(world: World) -> None:
 
 
 def test_without_a_champion_nothing_is_said(world: World) -> None:
-    world.models.save(card("20130301-a"), booster(), planted_predictions())
+    world.models.save(card("20130301-a"), model(), planted_predictions())
     assert world.predict() is None and world.record() is None
     assert world.kept().empty
 
 
 def test_a_model_that_becomes_champion_meanwhile_is_the_one_that_is_asked(world: World) -> None:
     world.promote("20130301-a")
-    bundle = world.models.save(card("20130301-b"), booster(), planted_predictions())
+    bundle = world.models.save(card("20130301-b"), model(), planted_predictions())
     waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted and database ="
     waiting += " (select oid from pg_database where datname = current_database())"
     with ThreadPoolExecutor(1) as pool:
@@ -242,7 +242,7 @@ def test_the_threshold_is_that_of_the_promotion_whatever_is_tried_later(world: W
     for seed in (20, 21):
         params = {"params": {**TRAINING.to_dict(), "seed": seed}}
         with connected(world.url) as connection:
-            third = world.models.save(card(f"20130301-c{seed}", **params), booster(), planted_predictions())
+            third = world.models.save(card(f"20130301-c{seed}", **params), model(), planted_predictions())
             assert not promote_on_evidence(connection, world.models, third, NOW).promoted
     world.until(3)
     found = world.record()

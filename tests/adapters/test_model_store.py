@@ -28,7 +28,17 @@ from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import FeatureConfig
 from mt5_crs_pipeline.core.model import predict
 from mt5_crs_pipeline.core.model_card import MODEL_FILE
-from tests.adapters.small_model import VERSION, booster, card, predictions, save_model, training_rows
+from tests.adapters.small_model import (
+    VERSION,
+    card,
+    card_of_each,
+    model,
+    model_of_each,
+    predictions,
+    save_alone,
+    save_model,
+    training_rows,
+)
 
 FILES = (MODEL_FILE, METADATA_FILE, PREDICTIONS_FILE, CHECKSUMS_FILE)
 
@@ -46,7 +56,7 @@ def folder(store: ModelStore) -> Path:
 @pytest.fixture(autouse=True)
 def xgboost_sees_nothing_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
     """XGBoost may crash on a damaged file, so it must never be given one."""
-    sound = hashlib.sha256(booster().save_raw("ubj")).hexdigest()
+    sound = hashlib.sha256(model().boosters[None].save_raw("ubj")).hexdigest()
     real = xgboost.Booster.__init__
 
     def opened(self: Any, *arguments: Any, model_file: Any = None, **options: Any) -> None:
@@ -88,7 +98,7 @@ def test_a_bundle_comes_back_as_it_was_saved(store: ModelStore) -> None:
         assert bundle.version == VERSION and bundle.metadata == card() and bundle.config == PIPELINE_FEATURES
         pd.testing.assert_frame_equal(bundle.predictions(), predictions())
         rows = training_rows().head(50)
-        assert np.array_equal(predict(bundle.booster(), rows), predict(booster(), rows))
+        assert np.array_equal(predict(bundle.model(), rows), predict(model(), rows))
     assert sorted(path.name for path in saved.folder.iterdir()) == sorted(FILES)
     assert not [path for path in saved.folder.iterdir() if path.suffix in (".pkl", ".pickle", ".joblib")]
 
@@ -101,7 +111,7 @@ def test_the_checksums_are_what_the_sha256sum_program_writes(folder: Path) -> No
 
 def test_a_stored_version_is_never_changed(store: ModelStore, folder: Path) -> None:
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
-    again = store.save(card(metrics={"accuracy": 0.99}), booster(), predictions().assign(probability=0.75))
+    again = store.save(card(metrics={"accuracy": 0.99}), model(), predictions().assign(probability=0.75))
     assert again.metadata["metrics"] == {"accuracy": 0.5}
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()} == before
     assert store.has(VERSION) and not store.has("other")
@@ -115,7 +125,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", REQUIRED_KEYS)
 def test_metadata_without_a_required_key_is_neither_saved_nor_opened(store: ModelStore, key: str) -> None:
     incomplete = {name: value for name, value in card().items() if name != key}
-    assert key in refused(lambda: store.save(incomplete, booster(), predictions()))
+    assert key in refused(lambda: store.save(incomplete, model(), predictions()))
     assert store.versions() == []
 
 
@@ -208,9 +218,9 @@ def test_a_flipped_bit_anywhere_is_refused_before_xgboost_sees_it(store: ModelSt
         path.write_bytes(damaged)
         if name == CHECKSUMS_FILE and damaged.splitlines() == sound.splitlines():
             continue  # another way to end a line
-        assert str(folder) in refused(lambda: store.load(VERSION).booster()), position
+        assert str(folder) in refused(lambda: store.load(VERSION).model()), position
     path.write_bytes(sound)
-    store.load(VERSION).booster()
+    store.load(VERSION).model()
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -280,4 +290,79 @@ def test_a_model_of_other_features_is_refused(folder: Path, monkeypatch: pytest.
     data = xgboost.DMatrix(rows, label=rows[:, 0] > 0.5, feature_names=["gap", "return_1"])
     xgboost.train({"objective": "binary:logistic"}, data, 2).save_model(path)
     resign(folder, before, MODEL_FILE)
-    assert "trained on other features" in refused(lambda: open_bundle(folder).booster())
+    assert "trained on other features" in refused(lambda: open_bundle(folder).model())
+
+
+# --- A model of its own for each symbol ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.undo()
+    return save_alone(store).folder
+
+
+def test_a_bundle_of_a_model_for_each_symbol_comes_back_as_it_was_saved(store: ModelStore, alone: Path) -> None:
+    bundle = store.load(VERSION)
+    files = {"AAPL": "model-0000.ubj", "IBM": "model-0001.ubj"}
+    assert bundle.metadata["model_file"] == files and bundle.metadata["params"]["pooled"] is False
+    lines = (alone / CHECKSUMS_FILE).read_text().splitlines()
+    names = [*files.values(), METADATA_FILE, PREDICTIONS_FILE]
+    assert sorted(lines) == sorted(
+        f"{hashlib.sha256((alone / name).read_bytes()).hexdigest()}  {name}" for name in names
+    )
+    assert sorted(path.name for path in alone.iterdir()) == sorted([*names, CHECKSUMS_FILE])
+    rows = training_rows().head(50)
+    assert not bundle.model().pooled
+    assert np.array_equal(predict(bundle.model(), rows), predict(model_of_each(), rows))
+    for symbol, name in files.items():
+        assert (alone / name).read_bytes() == bytes(model_of_each().boosters[symbol].save_raw("ubj"))
+
+
+@pytest.mark.parametrize("name", ["model-0000.ubj", "model-0001.ubj"])
+def test_damage_to_the_model_of_one_symbol_is_refused(store: ModelStore, alone: Path, name: str) -> None:
+    sound = (alone / name).read_bytes()
+    (alone / name).write_bytes(sound[:-1])
+    assert f"{name} does not match" in refused(lambda: store.load(VERSION))
+    (alone / name).unlink()
+    assert f"{name} is missing" in refused(lambda: store.load(VERSION))
+
+
+def test_the_models_of_two_symbols_that_changed_places_are_refused(store: ModelStore, alone: Path) -> None:
+    one, two = alone / "model-0000.ubj", alone / "model-0001.ubj"
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    assert "model-0000.ubj does not match" in refused(lambda: store.load(VERSION))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"AAPL": "model-0000.ubj"},
+        {"AAPL": "model-0001.ubj", "IBM": "model-0000.ubj"},
+        {"AAPL": "../other/model.ubj", "IBM": "model-0001.ubj"},
+        {},
+        [],
+        None,
+        "model-0000.ubj",
+        "../other/model.ubj",
+    ],
+)
+def test_forged_names_of_model_files_are_refused(alone: Path, named: object) -> None:
+    edit_metadata(alone, model_file=named)
+    assert "no files of this package" in refused(lambda: open_bundle(alone))
+
+
+@pytest.mark.parametrize("symbols", [None, [], ["AAPL"], ["AAPL", 5], "AAPL", {"AAPL": 1, "IBM": 2}])
+def test_forged_symbols_of_a_model_for_each_are_refused(alone: Path, symbols: object) -> None:
+    edit_metadata(alone, symbols=symbols)
+    assert "no files of this package" in refused(lambda: open_bundle(alone))
+
+
+def test_metadata_and_a_model_that_do_not_belong_together_are_not_saved(store: ModelStore) -> None:
+    text = refused(lambda: store.save(card(), model_of_each(), predictions()))
+    assert "metadata is of all symbols, the model of AAPL, IBM" in text
+    text = refused(lambda: store.save(card_of_each(), model(), predictions()))
+    assert "metadata is of AAPL, IBM, the model of all symbols" in text
+    assert store.versions() == []

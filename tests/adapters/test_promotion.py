@@ -20,7 +20,7 @@ from mt5_crs_pipeline.adapters.trial_ledger import champion_changes, record_tria
 from mt5_crs_pipeline.core.errors import BundleRejectedError, NoEarlierChampionError, NotEnoughBarsError
 from mt5_crs_pipeline.core.promotion import Verdict
 from tests.adapters.made_up_bars import query
-from tests.adapters.small_model import TRAINING, booster, card, planted_predictions
+from tests.adapters.small_model import TRAINING, card, model, planted_predictions
 
 NOW = datetime(2013, 3, 2, 12, tzinfo=UTC)
 OTHER = {"params": {**TRAINING.to_dict(), "seed": 8}}
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 def save(store: ModelStore, version: str, predictions: pd.DataFrame | None = None, **changes: Any) -> Bundle:
     frame = planted_predictions() if predictions is None else predictions
-    return store.save(card(version, **changes), booster(), frame)
+    return store.save(card(version, **changes), model(), frame)
 
 
 def promote(url: str, store: ModelStore, bundle: Bundle, now: datetime = NOW) -> Verdict:

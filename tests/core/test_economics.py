@@ -84,11 +84,8 @@ def test_a_position_that_stays_pays_once_and_one_that_turns_pays_a_round_trip() 
     assert stays.curve["net"].iloc[-1] == pytest.approx(1 - 0.0005)
     assert turns.curve["net"].iloc[-1] == pytest.approx((1 - 0.0005) * (1 - 0.001) ** 19)
     turning = predictions(20, 1, realised_volatility_20=9.0, probability=np.where(np.arange(20) % 2, 0.2, 0.8))
-    at_zero, paid = (
-        economics(turning, 1, trading_cost=0.0),
-        turning["forward_return"] * np.where(np.arange(20) % 2, -1, 1),
-    )
-    assert at_zero.break_even == pytest.approx(2 * paid.sum() / 39)
+    paid = turning["forward_return"] * np.where(np.arange(20) % 2, -1, 1)
+    assert economics(turning, 1, trading_cost=0.0).break_even == pytest.approx(2 * paid.sum() / 39)
     assert stays.curve["gross"].iloc[-1] == turns.curve["gross"].iloc[-1] == 1.0
 
 

@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -26,12 +27,16 @@ def card() -> dict[str, Any]:
     rows = pd.DataFrame(
         {"symbol": ["MSFT", "AAPL", "MSFT", "MSFT"], "event_timestamp": times, "target": [1.0, 0.0, 1.0, 1.0]}
     )
+    return made(rows, TrainingConfig(seed=99))
+
+
+def made(rows: pd.DataFrame, training: TrainingConfig) -> dict[str, Any]:
     return model_card(
         rows=rows,
         version="20240105-abc",
         timeframe="D1",
         config=FeatureConfig(("sma_5", "gap")),
-        recipe=Recipe(training=TrainingConfig(seed=99)),
+        recipe=Recipe(training=training),
         importance={"sma_5": 0.75, "gap": 0.25},
         metrics={"accuracy": 0.5},
         data_fingerprint="f" * 64,
@@ -68,3 +73,16 @@ def test_the_card_names_what_it_was_made_by(card: dict[str, Any]) -> None:
     assert (card["train_date"], card["code_commit"]) == ("2024-01-06T00:00:00+00:00", "c0ffee")
     assert (card["data_fingerprint"], card["metrics"]) == ("f" * 64, {"accuracy": 0.5})
     assert card["library_versions"] == {"xgboost": "3.0"}
+
+
+def test_the_files_of_a_model_for_each_symbol_are_named_by_number_and_only_for_what_was_learnt() -> None:
+    times = pd.to_datetime(["2024-01-02", "2024-01-03", "2024-01-04", "2024-01-05"], utc=True)
+    rows = pd.DataFrame(
+        {"symbol": ["eurusd", "EURUSD", "GOLD", "eurusd"], "event_timestamp": times, "target": [1.0, 0.0, np.nan, 1.0]}
+    )
+    card = made(rows, TrainingConfig(pooled=False))
+    # Two symbols whose names one file system takes for the same.
+    assert card["model_file"] == {"EURUSD": "model-0000.ubj", "eurusd": "model-0001.ubj"}
+    assert card["symbols"] == ["EURUSD", "eurusd"]
+    assert card["row_counts"] == {"total": 4, "EURUSD": 1, "GOLD": 1, "eurusd": 2}
+    assert made(rows, TrainingConfig())["symbols"] == ["EURUSD", "eurusd"]

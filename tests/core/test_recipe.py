@@ -17,7 +17,7 @@ from mt5_crs_pipeline.core.recipe import Recipe
     st.builds(LabelConfig, st.integers(1, 500), st.floats(0, 0.99)),
     st.builds(
         TrainingConfig,
-        max_depth=st.integers(1, 20),
+        max_depth=st.integers(1, 16),
         learning_rate=st.floats(0.001, 1),
         early_stopping_share=st.floats(0.01, 0.9),
         seed=st.integers(0, 2**31 - 1),
@@ -44,7 +44,7 @@ def test_what_is_left_out_has_its_default() -> None:
         ({"label": {"horizon_bars": 0}}, ["horizon_bars", "0"]),
         ({"label": {"cost_band": "1 %"}}, ["cost_band", "1 %"]),
         ({"training": {"depth": 3}}, ["'depth'", "max_depth"]),
-        ({"training": {"max_depth": 0}}, ["max_depth", "0", "at least 1"]),
+        ({"training": {"max_depth": 0}}, ["max_depth", "0", "from 1 to 16"]),
         ({"training": {"max_depth": 2.5}}, ["max_depth", "2.5", "whole"]),
         ({"training": {"max_rounds": True}}, ["max_rounds", "True"]),
         ({"training": {"seed": -1}}, ["seed", "-1"]),

@@ -23,7 +23,7 @@ from mt5_crs_pipeline.defs.assets.model import (
 )
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
-from tests.adapters.small_model import booster, card, planted_predictions, predictions
+from tests.adapters.small_model import card, model, planted_predictions, predictions
 from tests.commands import hashes
 from tests.conftest import REDIS_PASSWORD
 from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
@@ -273,14 +273,14 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     stores: Stores, settings: Settings, edge: bool
 ) -> None:
     materialize(stores, [*ALL_FEATURES, training_set])
-    champion = stores.models.save(card("20110101-champion0000"), booster(), predictions())
+    champion = stores.models.save(card("20110101-champion0000"), model(), predictions())
     stores.models.promote(champion, "2011-01-01T00:00:00+00:00")
     version = current_version(stores)
     rows = pd.read_parquet(stores.lake.training_set)
     # Right on four of five rows, or always the same answer.
     wrong = pd.Series(range(len(rows))) % 5 == 0
     probability = (rows["target"] - wrong).abs() * 0.2 + 0.4 if edge else pd.Series(0.6, index=rows.index)
-    stores.models.save(card(version), booster(), rows.assign(probability=probability)[list(PREDICTION_COLUMNS)])
+    stores.models.save(card(version), model(), rows.assign(probability=probability)[list(PREDICTION_COLUMNS)])
 
     told = metadata(materialize(stores, [model_evaluation, champion_model]), "champion_model")
     pointer = stores.models.champion()
@@ -299,7 +299,7 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
 def test_two_runs_of_champion_model_at_once_move_the_champion_once(stores: Stores, settings: Settings) -> None:
     materialize(stores, [*ALL_FEATURES, training_set])
     version = current_version(stores)
-    stores.models.save(card(version), booster(), planted_predictions())
+    stores.models.save(card(version), model(), planted_predictions())
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(champion_model, stores=Stores(settings)) for _ in range(2)]
     assert [run.result().metadata["champion"] for run in runs] == [version, version]

@@ -17,7 +17,7 @@ from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.doctor import examine
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.live_world import bars_until, fill
-from tests.adapters.small_model import SYMBOLS, booster, card, planted_predictions, training_rows
+from tests.adapters.small_model import SYMBOLS, card, model, planted_predictions, training_rows
 from tests.defs.small_lake import execute, materialize, metadata
 
 
@@ -29,7 +29,7 @@ def stores(settings: Settings) -> Stores:
 
 
 def promote(stores: Stores, version: str = "20130301-a") -> Bundle:
-    bundle = stores.models.save(card(version), booster(), planted_predictions())
+    bundle = stores.models.save(card(version), model(), planted_predictions())
     with stores.database.connection() as connection:
         assert promote_on_evidence(connection, stores.models, bundle, datetime(2013, 3, 2, tzinfo=UTC)).promoted
     return bundle
@@ -94,7 +94,7 @@ def test_the_report_of_a_new_model_shows_how_the_champion_fared(stores: Stores, 
     promote(stores)
     training_rows().to_parquet(stores.lake.training_set)
     version = current_version(stores)
-    stores.models.save(card(version), booster(), planted_predictions())
+    stores.models.save(card(version), model(), planted_predictions())
 
     def page() -> str:
         materialize(stores, [model_evaluation])

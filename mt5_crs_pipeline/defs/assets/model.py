@@ -103,22 +103,22 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     if not stores.models.has(version):
         recipe = stores.recipe
         predictions = out_of_sample_predictions(rows, features, recipe.training)
-        booster = fit(rows.dropna(subset=[TARGET]), features, recipe.training)
+        model = fit(rows.dropna(subset=[TARGET]), features, recipe.training)
         card = model_card(
             rows=rows,
             version=version,
             timeframe=stores.timeframe,
             config=PIPELINE_FEATURES,
             recipe=recipe,
-            importance=importance(booster),
-            metrics=evaluate(predictions.dropna(subset=[TARGET]), importance(booster)).to_dict(),
+            importance=importance(model),
+            metrics=evaluate(predictions.dropna(subset=[TARGET]), importance(model)).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
             parity=proof_for_training(stores.lake),
             train_date=datetime.now(UTC),
             code_commit=code_commit(),
             library_versions=library_versions(),
         )
-        stores.models.save(card, booster, predictions)
+        stores.models.save(card, model, predictions)
     bundle = stores.models.load(version)
     with stores.database.connection() as connection:
         recipes = record_trial(connection, stores.timeframe, counted_recipe(bundle.metadata))
@@ -127,7 +127,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             "model version": version,
             "recipes tried": recipes,
             "path": dg.MetadataValue.path(bundle.folder),
-            "trees": bundle.booster().num_boosted_rounds(),
+            "trees": bundle.model().trees,
             "importance": picture(pictures.feature_importance(_evaluation(bundle)), "importance of the features"),
         }
     )
