@@ -292,7 +292,8 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     assert execute(settings, "select model_version, how from model_champion_change order by number") == changes
     kept = json.loads((stores.models.folder / "verdicts" / f"{version}.json").read_text())
     assert (kept["promoted"], kept["model_version"]) == (edge, version)
-    assert kept["reason"].startswith("An edge was shown" if edge else "No edge was shown")
+    assert kept["reason"].startswith("An edge was shown" if edge else "Not enough data: ")
+    assert kept["kind"] == ("promoted" if edge else "not enough data")
     assert kept["evidence"]["against_chance"]["rows"] == len(rows)
 
 
