@@ -3,6 +3,7 @@
 import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from mt5_crs_pipeline.adapters.promotion import promote_on_evidence, roll_back
 from mt5_crs_pipeline.adapters.trial_ledger import lock_promotions
 from mt5_crs_pipeline.core.errors import BundleRejectedError
 from mt5_crs_pipeline.core.features import FeatureConfig
+from mt5_crs_pipeline.core.labels import LabelConfig
 from mt5_crs_pipeline.core.live import LiveRecord
+from mt5_crs_pipeline.core.promotion import recipe, recipe_hash
 from mt5_crs_pipeline.inference import PricePredictor
 from tests.adapters.live_world import TODAY, bars_until, fill
 from tests.adapters.made_up_bars import query
-from tests.adapters.small_model import SYMBOLS, TRAINING, card, model, planted_predictions
+from tests.adapters.small_model import SYMBOLS, TRAINING, card, model, planted_predictions, real_bars
 from tests.commands import comes_true
 from tests.core.test_evidence import wealth_after
 
@@ -297,6 +300,43 @@ def test_a_symbol_that_stopped_is_predicted_and_waits_while_the_others_count(wor
     own = met(world, bars[bars["symbol"] == "IBM"])
     assert len(own) == 1
     assert found.comparison.evidence.log_wealth == pytest.approx(wealth(planted_predictions(), own), abs=1e-9)
+
+
+def test_a_longer_horizon_is_waited_for_and_its_bets_do_not_overlap(world: World) -> None:
+    label = LabelConfig(horizon_bars=2)
+    world.promote("20130301-a", label=label.definition, label_config=asdict(label))
+    world.predict()
+    world.until(3)
+    assert world.record() is None
+    bars = world.until(2)
+    found = world.record()
+    assert found is not None and found.rows == 2
+    last_three = bars.groupby("symbol").tail(3).groupby("symbol")["adjusted_close"]
+    expected = world.kept().assign(target=(last_three.last() > last_three.first()).astype(float).to_list())
+    together = pd.concat([planted_predictions(), expected], ignore_index=True)
+    every_second = sorted(together["event_timestamp"].unique())[::2]
+    bets = together[together["event_timestamp"].isin(every_second)]
+    assert found.comparison.evidence.log_wealth == pytest.approx(wealth(bets), abs=1e-9)
+
+
+def test_a_bar_that_closes_with_its_month_counts_and_a_split_is_no_fall(world: World) -> None:
+    bundle = world.promote("20130301-a", **OTHER)
+    bars = real_bars().copy()
+    outcome = (bars["symbol"] == "AAPL") & (bars["time"] == pd.Timestamp("2013-02-01", tz="UTC"))
+    before = (bars["symbol"] == "AAPL") & (bars["time"] == pd.Timestamp("2013-01-31", tz="UTC"))
+    assert outcome.sum() == before.sum() == 1
+    bars.loc[outcome, ["open", "high", "low", "close"]] *= 0.5
+    bars.loc[outcome, "adjusted_close"] = bars.loc[before, "adjusted_close"].item() * 1.01
+    shutil.rmtree(world.lake.folder)
+    fill(world.lake, bars)
+    query(
+        world.url,
+        "insert into model_prediction values ('D1', 'AAPL', '2013-02-01', %s, %s, %s, 0.75, '2013-02-01 00:30')",
+        (bundle.version, bundle.checksum, recipe_hash(recipe(bundle.metadata))),
+    )
+    found = world.record()
+    assert found is not None and (found.rows, found.accuracy.estimate) == (1, 1.0)
+    assert found.since == pd.Timestamp("2013-02-01", tz="UTC")
 
 
 # --- Whose record it is ----------------------------------------------------------------------------------------------
