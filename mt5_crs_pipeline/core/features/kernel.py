@@ -330,8 +330,14 @@ def compute_rows(
                 if table[step, OP] == Op.STORE:
                     at = history - table[step, OPERANDS + 1]
                     values = memory[table[step, OPERANDS], at : at + bars]
+                    found = np.int64(0)
                     for i in range(bars):
+                        found |= values[i] != values[i]
                         missing[i] |= values[i] != values[i]
+                    if found:
+                        # The hardware marks a NaN by where it came from; what is missing has one pattern of bits.
+                        for i in range(bars):
+                            values[i] = values[i] if values[i] == values[i] else np.nan
                     if len(destination) == 0:
                         _copy(out[table[step, TARGET], row - offsets[symbol] : row - offsets[symbol] + bars], values)
                     else:

@@ -250,6 +250,21 @@ def test_any_bars_give_the_same_bits_in_whichever_way(
     assert comparison.values >= 2 * whole.size
 
 
+def test_what_is_missing_has_one_pattern_of_bits_whatever_made_it_so() -> None:
+    """Sums that overflow, infinities less infinities and given NaNs of either sign all come out as the one NaN."""
+    rng = np.random.default_rng(5)
+    with np.errstate(over="ignore"):
+        values = 1e305 * np.exp(40 * np.clip(rng.normal(size=(200, len(INPUTS))), -4, 4))
+    values[::17, 3], values[5::19, 0] = -np.nan, np.nan
+    time = pd.date_range("2024-01-01", periods=200, freq="h", tz="UTC").as_unit("us")
+    bars = pd.DataFrame(values, columns=INPUTS).assign(symbol="A", time=time)
+    whole = feature_frame(bars, ALL).to_numpy()
+    missing = np.isnan(whole)
+    assert 1_000 < missing[150:].sum() < missing[150:].size
+    assert (bits(whole)[missing] == bits(np.array([np.nan]))[0]).all()
+    Comparison().same(from_stream(bars, ALL), whole, ALL)
+
+
 # Other bits of the input, the same or in proportion.
 
 
