@@ -111,7 +111,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             config=PIPELINE_FEATURES,
             recipe=recipe,
             importance=importance(model),
-            metrics=evaluate(predictions.dropna(subset=[TARGET]), importance(model)).to_dict(),
+            metrics=evaluate(predictions, importance(model), recipe.label.cost_band).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
             parity=proof_for_training(stores.lake),
             train_date=datetime.now(UTC),
@@ -210,4 +210,4 @@ def current_version(stores: Stores) -> str:
 
 
 def _evaluation(bundle: Bundle) -> Evaluation:
-    return evaluate(bundle.labelled_predictions(), bundle.metadata["importance"])
+    return evaluate(bundle.predictions(), bundle.metadata["importance"], bundle.label.cost_band)
