@@ -179,6 +179,7 @@ def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
             "promoted": verdict.promoted,
+            "verdict kind": verdict.kind,
             "reason": verdict.reason,
             "champion": champion["model_version"]
             if champion
