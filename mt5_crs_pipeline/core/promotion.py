@@ -45,8 +45,8 @@ class Verdict:
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> "Verdict":
         """Return the verdict that `to_dict` told; one of before kinds were told has the kind it must have had."""
-        kind = kept.get("kind") or ("promoted" if kept["promoted"] else "no edge shown")
-        return cls(kind, kept["reason"], kept["evidence"])
+        former: Kind = "promoted" if kept["promoted"] else "no edge shown"
+        return cls(kept.get("kind", former), kept["reason"], kept["evidence"])
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
     earned = economics(bundle.predictions(), chance["recipes"], bundle.label.horizon_bars, stores.trading_cost)
-    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live))
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live, bundle.checksum))
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
