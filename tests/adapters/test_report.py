@@ -320,7 +320,7 @@ def test_the_page_of_one_row_without_metadata_says_what_is_not_defined() -> None
     assert "What the model is" not in page.text
 
 
-WORTH = {"rsi_14": 0.004, "momentum_5": -0.001, "$a$": 0.0, "gap": float("nan"), "_low": 0.002}
+WORTH = {"rsi_14": 0.004, "momentum_5": -0.001, "$a$": 0.0, "gap": float("nan"), "_low": 0.002, "_also": 0.002}
 
 
 def with_returns(symbols: tuple[str, ...] = ("A", "B", "C")) -> Evaluation:
@@ -356,7 +356,7 @@ def test_permutation_importance_is_drawn_beside_gain_where_the_bundle_has_it() -
     assert drawn == pictures_details.permutation_importance(dict(reversed(WORTH.items())))
     assert drawn != pictures_details.permutation_importance(WORTH | {"_low": 0.003})
     assert pictures_details.permutation_finding(WORTH) == (
-        "rsi_14 is worth most on unseen rows, 0.004 nats; 2 of 4 help"
+        "rsi_14 is worth most on unseen rows, 0.004 nats; 3 of 5 help"
     )
     for useless in ({"a": 0.0, "b": -1.0}, {"a": float("nan")}):
         assert pictures_details.permutation_finding(useless) == "No feature is worth anything on unseen rows"
@@ -367,10 +367,12 @@ def test_permutation_importance_is_drawn_beside_gain_where_the_bundle_has_it() -
 def test_rank_correlations_and_regimes_have_a_table_and_say_what_they_are() -> None:
     for symbols, kind in ((("A", "B", "C"), "400 bar times, across symbols"), (("A",), "400 rows, over time")):
         found = with_returns(symbols)
-        page = Page(render_report(found, METADATA, NOT_PROMOTED, EARNED))
+        raw = render_report(found, METADATA, NOT_PROMOTED, EARNED)
+        page = Page(raw)
         every = found.rank_ic.set_index("group").loc["all"]
         assert kind in page.text and f"{every.lower:.3f} to {every.upper:.3f}" in page.text
-        assert len(symbols) == 1 or f"{every.above_zero:.3f}" in page.text
+        above = f"{every.above_zero:.3f}" if len(symbols) == 3 else ""
+        assert f"{every.upper:.3f}</td><td>{above}</td></tr>".encode() in raw
         assert "calm" in page.text and "cut over the whole sample, in hindsight" in page.text
         assert f"{found.rows_in_cost_band} more stayed inside the cost band" in page.text
         alts = [str(attributes["alt"]) for tag, attributes in page.tags if tag == "img"]
