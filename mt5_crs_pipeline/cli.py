@@ -342,7 +342,8 @@ def _counts_line(counts: dict[str, int], first: str | None = None, last: str | N
 
 
 def _print_model(result: dict[str, Any]) -> None:
-    click.echo(f"\nModel {result['model_version']}: {'promoted' if result['promoted'] else 'not promoted'}")
+    outcome = "promoted" if result["promoted"] else f"not promoted, {result['kind']}"
+    click.echo(f"\nModel {result['model_version']}: {outcome}")
     click.echo(f"  {result['verdict']}")
     click.echo(f"  champion: {result['champion'] or 'none yet, the newest model answers'}")
     click.echo(f"  report: {result['report']}")

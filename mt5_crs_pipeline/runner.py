@@ -126,6 +126,7 @@ def newest_result(settings: Settings) -> dict[str, Any]:
     return {
         "model_version": version,
         "promoted": verdict.get("promoted", False),
+        "kind": verdict.get("kind", ""),
         "verdict": verdict.get("reason", ""),
         "champion": champion["model_version"] if champion else None,
         "report": str(settings.reports / f"{version}.html"),

@@ -54,6 +54,7 @@ def test_the_demo_says_what_it_did_and_shows_its_progress(
 
     lines = first_demo.stdout.splitlines()
     report = Path(next(line for line in lines if "report:" in line).split("report: ")[1])
+    assert next(line for line in lines if line.startswith("Model ")).endswith(": not promoted, no edge shown")
     verdict = next(line.strip() for line in lines if "edge was shown" in line)
     assert verdict in report.read_text("utf-8")
     assert succeed(demo_home, "report").stdout == f"{report}\n"

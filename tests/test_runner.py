@@ -54,6 +54,7 @@ def test_three_real_hourly_exports_lead_to_a_report_and_predictions(samples: Pat
         report = Path(result["report"])
         assert report.parent == home / "reports" / "H1"
         assert result["verdict"] in report.read_text("utf-8")
+        assert (result["promoted"], result["kind"]) == (False, "no edge shown")
         stored = json.loads(succeed(home, "predict", "--symbol", "EURUSD", "--json", **H1).stdout)
         assert stored == json.loads(succeed(home, "predict", "--bars", files[0], "--json", **H1).stdout)
         assert stored["bar_close"] == "2026-01-21T09:00:00+00:00"

@@ -58,7 +58,7 @@ def importance_finding(evaluation: Evaluation) -> str:
     if ranked.empty:
         return "No feature carries importance"
     leader = f"{ranked.iloc[0]:.1f} %" if unit == "%" else f"{ranked.iloc[0]:.3g}"
-    return f"{_label(ranked.index[0])} matters most: {leader} of the model's importance"
+    return f"{label(ranked.index[0])} matters most: {leader} of the model's importance"
 
 
 def confusion_finding(evaluation: Evaluation) -> str:
@@ -133,7 +133,7 @@ def accuracy_by_year(evaluation: Evaluation) -> bytes:
         label="accuracy, 95 % interval",
         zorder=3,
     )
-    _ticks(axes, "x", place, years["group"].tolist(), most=25)
+    ticks(axes, "x", place, years["group"].tolist(), most=25)
     axes.set_xlim(-0.7, len(years) - 0.3)
     axes.set_xlabel("year of the bar's close (UTC)")
     axes.set_ylabel("share of rows")
@@ -182,7 +182,7 @@ def feature_importance(evaluation: Evaluation) -> bytes:
     place = np.arange(len(shown))
     axes.barh(place, shown.to_numpy(), color=BLUE, height=0.68)
     axes.invert_yaxis()
-    _ticks(axes, "y", place, [str(name) for name in shown.index], most=TOP_FEATURES, size=9 if len(shown) < 13 else 7)
+    ticks(axes, "y", place, [str(name) for name in shown.index], most=TOP_FEATURES, size=9 if len(shown) < 13 else 7)
     axes.grid(axis="x", color=GRID)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share of total importance (%)" if unit == "%" else "importance (the model's own unit)")
@@ -221,7 +221,7 @@ def closes(bars: pd.DataFrame) -> bytes:
     lines.sort(key=lambda line: (-float(line[2].iloc[-1]), line[0]))
     if not lines:
         return png_bytes(empty_figure("No closes to draw")[0])
-    ends = f"{_label(lines[0][0])} ends highest, at {float(lines[0][2].iloc[-1]):.3g} times its first close"
+    ends = f"{label(lines[0][0])} ends highest, at {float(lines[0][2].iloc[-1]):.3g} times its first close"
     figure, axes = empty_figure(f"{_count(len(lines), 'symbol')}: {ends}")
     for rank, (name, time, ratio) in enumerate(lines):
         # The last point always stays: the title speaks of it.
@@ -233,7 +233,7 @@ def closes(bars: pd.DataFrame) -> bytes:
             color=SERIES[rank] if named else "#cbd2d9",
             linewidth=1.3 if named else 0.7,
             zorder=3 if named else 1,
-            label=f" {_label(name)}" if named else None,
+            label=f" {label(name)}" if named else None,
         )
     axes.set_yscale("log")
     _plain_log_ticks(axes)
@@ -262,8 +262,8 @@ def coverage(bars: pd.DataFrame) -> bytes:
         np.ma.masked_equal(cells, 0), cmap="Blues", vmin=0, vmax=cells.max() * 1.15, aspect="auto", interpolation="none"
     )
     month_names = [f"{month // 12}-{month % 12 + 1:02d}" for month in range(start, start + width)]
-    _ticks(axes, "x", np.arange(width), month_names, most=10)
-    _ticks(axes, "y", np.arange(len(names)), names.tolist(), most=20)
+    ticks(axes, "x", np.arange(width), month_names, most=10)
+    ticks(axes, "y", np.arange(len(names)), names.tolist(), most=20)
     axes.grid(visible=False)
     axes.set_xlabel("month (UTC)")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
@@ -317,13 +317,13 @@ def legend_below(axes: "Axes", *, beside: bool = False) -> None:
         axes.xaxis.label.set(horizontalalignment="left")
 
 
-def _ticks(
+def ticks(
     axes: "Axes", side: str, places: npt.NDArray[np.int64], names: list[str], *, most: int, size: float = 9
 ) -> None:
     """Name the places along one axis, every n-th only when there are more than `most`."""
     step = max(1, -(-len(names) // most))
     axis = axes.xaxis if side == "x" else axes.yaxis
-    axis.set_ticks(places[::step], [_label(name) for name in names[::step]], fontsize=size)
+    axis.set_ticks(places[::step], [label(name) for name in names[::step]], fontsize=size)
     for text in axis.get_ticklabels():
         text.set_parse_math(False)
 
@@ -346,7 +346,7 @@ def _shown_importance(importance: "pd.Series[float]") -> "tuple[pd.Series[float]
     return (finite / finite.sum() * 100, "%") if (finite >= 0).all() else (finite, "")
 
 
-def _label(text: object) -> str:
+def label(text: object) -> str:
     """Return a name that any font can draw in one short line; other characters are written as escapes."""
     drawn = "".join(c if c.isprintable() and ord(c) < 0x250 else c.encode("unicode_escape").decode() for c in str(text))
     return drawn if len(drawn) <= 24 else f"{drawn[:23]}…"

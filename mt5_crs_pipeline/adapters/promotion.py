@@ -27,7 +27,7 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     """
     recipes = record_trial(connection, bundle.timeframe, recipe(bundle.metadata))
     if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
-        return Verdict(kept["kind"], kept["reason"], kept["evidence"])
+        return Verdict.from_dict(kept)
     champion = answering(store)
     predictions, horizon = bundle.labelled_predictions(), bundle.label.horizon_bars
     rival = None

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from mt5_crs_pipeline.adapters import pictures, pictures_economics
+from mt5_crs_pipeline.adapters import pictures, pictures_details, pictures_economics
 from mt5_crs_pipeline.core.economics import Economics
 from mt5_crs_pipeline.core.evaluation import Evaluation
 from mt5_crs_pipeline.core.live import NO_OUTCOME_YET, LiveRecord
@@ -34,12 +34,13 @@ def render_report(
     verdict: Verdict,
     earned: Economics,
     live: LiveRecord | None = None,
+    bundle_hash: str = "",
 ) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
     `verdict` is the one on its promotion, `earned` what a simple rule made of the predictions, `live` the champion's
-    record, where any outcome is known.
+    record, where any outcome is known, `bundle_hash` the SHA-256 of the bundle's checksums.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -54,7 +55,7 @@ def render_report(
         verdict=verdict,
         chance=verdict.evidence["against_chance"],
         meanings=_MEANINGS,
-        pictures=_pictures(evaluation, verdict.evidence["against_chance"]),
+        pictures=_pictures(evaluation, verdict.evidence["against_chance"], model_metadata),
         live=_live(live),
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
@@ -66,7 +67,7 @@ def render_report(
         earned_picture=_picture(
             "Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)
         ),
-        model=_model_lines(model_metadata),
+        model=_model_lines(model_metadata, bundle_hash),
         features=[str(name) for name in _items(model_metadata.get("features"))],
         params=_pairs(model_metadata.get("params")),
     )
@@ -81,7 +82,7 @@ def _live(record: LiveRecord | None) -> dict[str, str]:
     return {"sentence": record.sentence, "uri": pictures.data_uri(png), "alt": f"Live: {record.sentence}"}
 
 
-def _pictures(evaluation: Evaluation, chance: Mapping[str, Any]) -> list[dict[str, str]]:
+def _pictures(evaluation: Evaluation, chance: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return the pictures: heading, data URI, and the finding that stands for it where it is not seen."""
     drawn = [("Evidence against chance", pictures.evidence(chance), pictures.evidence_finding(chance))]
     drawn += [
@@ -93,6 +94,13 @@ def _pictures(evaluation: Evaluation, chance: Mapping[str, Any]) -> list[dict[st
             ("Confusion", pictures.confusion, pictures.confusion_finding),
         )
     ]
+    if len(evaluation.rank_ic):
+        ranks = evaluation.rank_ic
+        drawn.append(("Rank IC by year", pictures_details.rank_ic(ranks), pictures_details.rank_ic_finding(ranks)))
+    if worth := metadata.get("permutation_importance"):
+        png, finding = pictures_details.permutation_importance(worth), pictures_details.permutation_finding(worth)
+        gain = next(place for place, (heading, *_) in enumerate(drawn) if heading == "Feature importance")
+        drawn.insert(gain + 1, ("Permutation importance", png, finding))
     return [_picture(*one) for one in drawn]
 
 
@@ -126,7 +134,7 @@ def _economics_lines(earned: Economics) -> list[tuple[str, str]]:
     ]
 
 
-def _model_lines(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _model_lines(metadata: Mapping[str, Any], bundle_hash: str) -> list[tuple[str, str]]:
     """Return what the model is, as (name, text) lines; a line without a value is left out."""
     window = metadata.get("data_window")
     ends = [_moment(window[end]) for end in ("start", "end") if window.get(end)] if isinstance(window, Mapping) else []
@@ -142,6 +150,9 @@ def _model_lines(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Label", _sentence(metadata.get("label"))),
         ("Trained", _moment(metadata.get("train_date") or "")),
         ("Data fingerprint", metadata.get("data_fingerprint")),
+        ("Feature-set hash", metadata.get("feature_set_hash")),
+        ("Bundle hash", bundle_hash),
+        ("Code commit", metadata.get("code_commit")),
         ("Model file", metadata.get("model_file")),
     ]
     return [(name, str(text)) for name, text in lines if text]

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.labels import FORWARD_RETURN
 from mt5_crs_pipeline.core.metrics import auc, base_rate, log_loss, metrics_with_intervals, times_needed
 from mt5_crs_pipeline.core.model import VOLATILITY
 from mt5_crs_pipeline.core.rank_ic import rank_ic_by_year
@@ -40,8 +41,8 @@ class Interval:
 class Evaluation:
     """What out-of-sample predictions are worth; compare two of them by `to_dict()`.
 
-    `metrics`: as `metrics_with_intervals` returns them; `times_needed`: bar times until an edge of that many points
-    would show.
+    `rows` counts those with a target, `rows_in_cost_band` those without. `metrics`: as `metrics_with_intervals` returns
+    them; `times_needed`: bar times until an edge of that many points would show.
     `by_symbol`, `by_year` and `by_regime`: group (str), rows, accuracy, lower, upper, base_rate, log_loss; the year is
     that of the bar's close in UTC; the regime one of REGIMES. `rank_ic`: as `rank_ic_by_year` returns it.
     `reliability`: bin_lower, bin_upper, rows, mean_probability, share_up, lower, upper.
@@ -50,6 +51,7 @@ class Evaluation:
     """
 
     rows: int
+    rows_in_cost_band: int
     times: int
     symbols: int
     first_event_timestamp: pd.Timestamp
@@ -73,6 +75,7 @@ class Evaluation:
         """Return the evaluation as JSON values: plain floats, ISO timestamps ending in Z, None for NaN."""
         return {
             "rows": self.rows,
+            "rows_in_cost_band": self.rows_in_cost_band,
             "times": self.times,
             "symbols": self.symbols,
             "first_event_timestamp": _iso(self.first_event_timestamp),
@@ -97,15 +100,20 @@ class Evaluation:
         }
 
 
-def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Evaluation:
+def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float], cost_band: float = 0.0) -> Evaluation:
     """Evaluate out-of-sample predictions; the order of the rows does not matter.
 
     `predictions`: symbol (str), event_timestamp (bar close, UTC), target (0 or 1), probability (of class 1, UP).
     A prediction is UP when probability >= 0.5. With realised_volatility_20 it is evaluated by regime too, with
-    forward_return by rank correlation. `importance`: one number per feature, kept sorted descending, NaN last.
-    Raises InputError naming the column and the first offending row, counted from 0.
+    forward_return by rank correlation. The target may be NaN where forward_return is inside `cost_band`: such rows
+    count for the rank correlation alone, which would flatter if it saw the large moves only. `importance`: one number
+    per feature, kept sorted descending, NaN last.
+    Raises InputError naming the column and the first offending row, counted from 0, or when no row has a target.
     """
-    rows = _validated(predictions)
+    every = _validated(predictions, cost_band)
+    rows = every.dropna(subset=["target"]).reset_index(drop=True)
+    if rows.empty:
+        raise InputError(f"none of {len(every):,} predictions has a target: every close stayed inside the cost band")
     target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
     metrics = metrics_with_intervals(rows).set_index("metric")
     # Clusters know nothing of neighbouring times, a bootstrap little of few rows: the wider end is the honest one.
@@ -116,6 +124,7 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
     ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
     return Evaluation(
         rows=len(rows),
+        rows_in_cost_band=len(every) - len(rows),
         times=int(rows["event_timestamp"].nunique()),
         symbols=int(rows["symbol"].nunique()),
         first_event_timestamp=rows["event_timestamp"].iloc[0],
@@ -130,7 +139,7 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float]) -> Eval
         by_symbol=_by_group(rows, rows["symbol"]),
         by_year=_by_group(rows, rows["event_timestamp"].dt.year.astype(str)),
         by_regime=_by_group(rows, rows["regime"]),
-        rank_ic=rank_ic_by_year(predictions),
+        rank_ic=rank_ic_by_year(every),
         reliability=_reliability(target, probability),
         confusion=_confusion(target, probability),
         importance=pd.Series(
@@ -235,8 +244,8 @@ def _confusion(target: Array, probability: Array) -> pd.DataFrame:
     )
 
 
-def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the four columns as plain types in one fixed order of rows, or raise InputError."""
+def _validated(predictions: pd.DataFrame, cost_band: float) -> pd.DataFrame:
+    """Return the columns that are evaluated as plain types in one fixed order of rows, or raise InputError."""
     missing = [name for name in PREDICTION_COLUMNS if name not in predictions.columns]
     if missing:
         raise InputError(f"predictions lack the column {', '.join(missing)}; needed: {', '.join(PREDICTION_COLUMNS)}")
@@ -245,13 +254,22 @@ def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
     if not isinstance(predictions["event_timestamp"].dtype, pd.DatetimeTZDtype):
         found = predictions["event_timestamp"].dtype
         raise InputError(f"column event_timestamp must be a time with a zone, as datetime64[us, UTC]; it is {found}")
-    numbers = {name: pd.to_numeric(predictions[name], errors="coerce") for name in ("target", "probability")}
+    known = [name for name in ("target", "probability", FORWARD_RETURN) if name in predictions]
+    numbers = {name: pd.to_numeric(predictions[name], errors="coerce") for name in known}
+    inside = pd.Series(data=False, index=predictions.index)
+    wanted_target = "0 or 1"
+    if cost_band and FORWARD_RETURN in numbers:
+        inside = predictions["target"].isna() & (numbers[FORWARD_RETURN].abs() <= cost_band)
+        wanted_target = f"0 or 1, and may be missing only where the return is inside the cost band of {cost_band:g}"
     requirements = {
         "symbol": (predictions["symbol"].notna(), "a symbol"),
         "event_timestamp": (predictions["event_timestamp"].notna(), "a time"),
-        "target": (numbers["target"].isin([0.0, 1.0]), "0 or 1"),
+        "target": (numbers["target"].isin([0.0, 1.0]) | inside, wanted_target),
         "probability": (numbers["probability"].between(0.0, 1.0), "a number from 0 to 1"),
     }
+    if FORWARD_RETURN in numbers:
+        finite = numbers[FORWARD_RETURN].abs() < math.inf
+        requirements[FORWARD_RETURN] = (finite | predictions[FORWARD_RETURN].isna(), "a return or missing")
     for name, (holds, wanted) in requirements.items():
         offending = np.flatnonzero(~holds.to_numpy(dtype=bool, na_value=False))
         if len(offending):
@@ -267,6 +285,8 @@ def _validated(predictions: pd.DataFrame) -> pd.DataFrame:
             "regime": _regimes(predictions),
         }
     )
+    if FORWARD_RETURN in numbers:
+        plain[FORWARD_RETURN] = numbers[FORWARD_RETURN].to_numpy(dtype=np.float64)
     return plain.sort_values(["event_timestamp", "symbol", "probability", "target"], ignore_index=True)
 
 

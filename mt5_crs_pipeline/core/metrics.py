@@ -17,6 +17,7 @@ EDGES: Final = (1.0, 2.0, 5.0)
 """Points of accuracy for which is said how many bar times would show them."""
 
 _SEED: Final = 7
+_ROUNDING: Final = 1e-12
 # Standard normal quantiles of 97.5 % and 80 %.
 _Z_TEST, _Z_POWER = 1.959963984540054, 0.8416212335729143
 
@@ -138,6 +139,8 @@ def _sums_by_time(rows: pd.DataFrame) -> Array:
     said = probability >= 0.5
     kept = np.clip(probability, PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)
     below_up, below_down = _placements(target, probability)
+    # A correlation does not change, and of a constant nothing is left, which rounding would make a correlation of.
+    moved = probability - probability[:1]
     columns = {
         "hits_up": said & target,
         "false_up": said & ~target,
@@ -147,9 +150,9 @@ def _sums_by_time(rows: pd.DataFrame) -> Array:
         "squared": (probability - target) ** 2,
         "rank_up": np.where(target, below_up, 0.0),
         "rank_down": np.where(target, 0.0, below_down),
-        "p": probability,
-        "pp": probability**2,
-        "py": probability * target,
+        "p": moved,
+        "pp": moved**2,
+        "py": moved * target,
     }
     times = pd.factorize(rows["event_timestamp"])[0]
     return np.column_stack([np.bincount(times, weights=columns[name].astype(float)) for name in _SUMS])
@@ -190,7 +193,9 @@ def _from_sums(sums: Array, area: float) -> dict[str, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):
         recall = of["hits_up"] / up
         covariance = of["py"] / rows - of["p"] / rows * up / rows
-        deviations = np.sqrt((of["pp"] / rows - (of["p"] / rows) ** 2) * (up / rows) * (down / rows))
+        spread = of["pp"] / rows - (of["p"] / rows) ** 2
+        spread = np.where(spread > _ROUNDING * of["pp"] / rows, spread, 0.0)
+        deviations = np.sqrt(spread * (up / rows) * (down / rows))
         return {
             "accuracy": (of["hits_up"] + of["hits_down"]) / rows,
             "balanced accuracy": (recall + of["hits_down"] / down) / 2,

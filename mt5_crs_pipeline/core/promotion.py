@@ -42,6 +42,12 @@ class Verdict:
         """Return the fields by name, and whether the model was promoted."""
         return {"promoted": self.promoted, **asdict(self)}
 
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "Verdict":
+        """Return the verdict that `to_dict` told; one of before kinds were told has the kind it must have had."""
+        former: Kind = "promoted" if kept["promoted"] else "no edge shown"
+        return cls(kept.get("kind", former), kept["reason"], kept["evidence"])
+
 
 @dataclass(frozen=True)
 class ChampionChange:

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mt5_crs_pipeline.adapters import pictures
+from mt5_crs_pipeline.adapters import pictures, pictures_details
 from mt5_crs_pipeline.adapters.pictures_economics import wealth
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.core.economics import economics
@@ -39,6 +39,8 @@ METADATA: dict[str, Any] = {
     "data_window": {"start": "2020-01-01T00:00:00Z", "end": "2024-03-26T00:00:00Z"},
     "row_counts": {"training": 12345},
     "data_fingerprint": "sha256:abc",
+    "feature_set_hash": "0123fe",
+    "code_commit": "89abcd",
     "label": "close of the next bar above this close",
 }
 CHANCE = {
@@ -288,6 +290,9 @@ def test_the_page_is_the_same_for_the_same_input_and_another_for_other_data() ->
         ("data_window", "Data window"),
         ("row_counts", "Rows"),
         ("data_fingerprint", "Data fingerprint"),
+        ("feature_set_hash", "Feature-set hash"),
+        ("code_commit", "Code commit"),
+        ("permutation_importance", None),
         ("label", "Label"),
     ],
 )
@@ -313,3 +318,108 @@ def test_the_page_of_one_row_without_metadata_says_what_is_not_defined() -> None
     page = Page(render_report(evaluate(pd.DataFrame(row), {}), {}, NOT_PROMOTED, EARNED))
     assert "not defined" in page.text
     assert "What the model is" not in page.text
+
+
+WORTH = {"rsi_14": 0.004, "momentum_5": -0.001, "$a$": 0.0, "gap": float("nan"), "_low": 0.002, "_also": 0.002}
+
+
+def with_returns(symbols: tuple[str, ...] = ("A", "B", "C")) -> Evaluation:
+    """The evaluation of a label with a cost band, with everything that is kept beside a prediction."""
+    rng = np.random.default_rng(5)
+    times = pd.date_range("2022-06-01", periods=400, freq="D", tz="UTC").as_unit("us")
+    frame = pd.concat([pd.DataFrame({"symbol": name, "event_timestamp": times}) for name in symbols])
+    moved = rng.normal(0, 0.01, len(frame))
+    return evaluate(
+        frame.assign(
+            probability=np.clip(0.5 + 5 * moved + rng.normal(0, 0.05, len(frame)), 0, 1),
+            forward_return=moved,
+            target=np.where(np.abs(moved) <= 0.001, np.nan, (moved > 0) * 1.0),
+            realised_volatility_20=rng.uniform(0.005, 0.02, len(frame)),
+        ),
+        {"rsi_14": 1.0},
+        0.001,
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_permutation_importance_is_drawn_beside_gain_where_the_bundle_has_it() -> None:
+    found = sample()
+    without = Page(render_report(found, METADATA, NOT_PROMOTED, EARNED))
+    page = Page(render_report(found, METADATA | {"permutation_importance": WORTH}, NOT_PROMOTED, EARNED))
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    headings = [str(attributes["alt"]).partition(":")[0] for attributes in images]
+    assert headings.index("Permutation importance") == headings.index("Feature importance") + 1
+    assert len(images) == len([tag for tag, _ in without.tags if tag == "img"]) + 1
+    drawn = pictures_details.permutation_importance(WORTH)
+    assert str(images[headings.index("Permutation importance")]["src"]) == pictures.data_uri(drawn)
+    assert size(drawn) == (800, 350)
+    assert drawn == pictures_details.permutation_importance(dict(reversed(WORTH.items())))
+    assert drawn != pictures_details.permutation_importance(WORTH | {"_low": 0.003})
+    assert pictures_details.permutation_finding(WORTH) == (
+        "rsi_14 is worth most on unseen rows, 0.004 nats; 3 of 5 help"
+    )
+    for useless in ({"a": 0.0, "b": -1.0}, {"a": float("nan")}):
+        assert pictures_details.permutation_finding(useless) == "No feature is worth anything on unseen rows"
+        assert size(pictures_details.permutation_importance(useless)) == (800, 350)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rank_correlations_and_regimes_have_a_table_and_say_what_they_are() -> None:
+    for symbols, kind in ((("A", "B", "C"), "400 bar times, across symbols"), (("A",), "400 rows, over time")):
+        found = with_returns(symbols)
+        raw = render_report(found, METADATA, NOT_PROMOTED, EARNED)
+        page = Page(raw)
+        every = found.rank_ic.set_index("group").loc["all"]
+        assert kind in page.text and f"{every.lower:.3f} to {every.upper:.3f}" in page.text
+        above = f"{every.above_zero:.3f}" if len(symbols) == 3 else ""
+        assert f"{every.upper:.3f}</td><td>{above}</td></tr>".encode() in raw
+        assert "calm" in page.text and "cut over the whole sample, in hindsight" in page.text
+        assert f"{found.rows_in_cost_band} more stayed inside the cost band" in page.text
+        alts = [str(attributes["alt"]) for tag, attributes in page.tags if tag == "img"]
+        assert "Rank IC by year: The rank correlation is above zero with its whole interval in 2 of 2 years." in alts
+        assert size(pictures_details.rank_ic(found.rank_ic)) == (800, 350)
+    plain = Page(render_report(sample(), METADATA, NOT_PROMOTED, EARNED)).text
+    assert "Rank information coefficient" not in plain and "By volatility" not in plain and "cost band" not in plain
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_rank_correlation_that_is_not_defined_is_drawn_as_nothing() -> None:
+    lines = with_returns(("A",)).rank_ic.assign(rank_ic=np.nan, lower=np.nan, upper=np.nan)
+    assert size(pictures_details.rank_ic(lines)) == (800, 350)
+    assert "in 0 of 2 years" in pictures_details.rank_ic_finding(lines)
+
+
+def test_the_page_has_what_one_needs_to_make_it_again() -> None:
+    raw = render_report(sample(), METADATA, NOT_PROMOTED, EARNED, bundle_hash="feedbeef")
+    page = Page(raw)
+    lines = dict(zip(page.pieces, page.pieces[1:], strict=False))
+    for name, value in (
+        ("Data fingerprint", "sha256:abc"),
+        ("Feature-set hash", "0123fe"),
+        ("Bundle hash", "feedbeef"),
+        ("Code commit", "89abcd"),
+        ("Recipes tried", "3"),
+    ):
+        assert lines[name] == value
+    assert "max_depth = 3" in page.text
+    assert "Bundle hash" not in Page(render_report(sample(), METADATA, NOT_PROMOTED, EARNED)).pieces
+
+
+@pytest.mark.parametrize("kind", ["not enough data", "parity does not hold"])
+def test_the_title_is_the_kind_of_the_verdict_and_its_sentence_the_only_main_heading(kind: Any) -> None:
+    verdict = Verdict(kind, "As it is, and why.", {"against_chance": SHOWN})
+    raw = render_report(sample(), METADATA, verdict, EARNED).decode()
+    assert f"<title>{kind.capitalize()}: model evaluation</title>" in raw
+    assert re.findall(r"<h1>(.*?)</h1>", raw) == ["As it is, and why."]
+
+
+def test_every_table_can_be_scrolled_on_a_phone_and_is_whole_in_print() -> None:
+    raw = render_report(with_returns(), METADATA, NOT_PROMOTED, EARNED).decode()
+    assert raw.count("<table") == raw.count('<div class="scroll"><table') >= 7
+    assert raw.count("<details open>") == raw.count("<details") == 2, "closed ones would not be printed"
+    phone, printed = (
+        re.search(r"@media \(max-width: 640px\) {(.*?)\n}", raw, re.S),
+        re.search(r"@media print {(.*?)\n}", raw, re.S),
+    )
+    assert phone and printed
+    assert ".scroll { overflow: visible; }" in printed[1] and "break-inside: avoid" in printed[1]

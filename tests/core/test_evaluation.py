@@ -303,3 +303,52 @@ def test_rows_are_grouped_by_the_thirds_of_their_own_symbol_s_volatility() -> No
     unknown = evaluate(frame.assign(realised_volatility_20=np.nan), {})
     assert unknown.by_regime.empty and unknown.rank_ic.empty
     assert evaluate(frame.drop(columns="realised_volatility_20"), {}).by_regime.empty
+
+
+def with_returns(seed: int = 1) -> pd.DataFrame:
+    """Predictions of a label with a cost band of 1 %: a third of the rows stays inside it and has no target."""
+    frame = predictions(seed)
+    moved = np.random.default_rng(seed).normal(0, 0.02, len(frame)) + 0.02 * (frame["probability"] - 0.5)
+    return frame.assign(forward_return=moved, target=np.where(np.abs(moved) <= 0.01, np.nan, (moved > 0) * 1.0))
+
+
+def test_rows_inside_the_cost_band_count_for_the_rank_correlation_alone() -> None:
+    frame = with_returns()
+    found, labelled = evaluate(frame, {}, 0.01), frame.dropna(subset=["target"])
+    assert (found.rows, found.rows_in_cost_band) == (len(labelled), len(frame) - len(labelled))
+    assert 200 < found.rows_in_cost_band < 500
+    alone = evaluate(labelled, {}, 0.01)
+    assert found.metrics.equals(alone.metrics) and found.by_year.equals(alone.by_year)
+    assert found.rank_ic.equals(evaluate(frame.assign(target=1.0), {}).rank_ic)
+    assert found.rank_ic["count"].tolist() != alone.rank_ic["count"].tolist()
+    assert found.to_dict()["rows_in_cost_band"] == found.rows_in_cost_band
+    assert found.to_dict()["rank_ic"][0]["group"] == "2023"
+
+
+@pytest.mark.parametrize("moved", [0.0101, -0.5, math.nan])
+def test_a_target_may_be_missing_only_inside_the_cost_band(moved: float) -> None:
+    frame = with_returns()
+    frame.loc[4, ["target", "forward_return"]] = math.nan, moved
+    with pytest.raises(InputError, match=r"column target, row 4 .*missing only where .* the cost band of 0\.01"):
+        evaluate(frame, {}, 0.01)
+
+
+def test_without_a_cost_band_every_target_is_needed_even_of_a_close_that_stayed() -> None:
+    frame = predictions().assign(forward_return=0.0)
+    frame.loc[4, "target"] = math.nan
+    with pytest.raises(InputError, match=r"column target, row 4 .*is not 0 or 1$"):
+        evaluate(frame, {})
+
+
+def test_a_cost_band_that_no_close_left_is_one_clear_line() -> None:
+    frame = predictions().assign(forward_return=0.001, target=math.nan)
+    with pytest.raises(InputError, match="none of 900 predictions has a target: every close stayed inside the cost"):
+        evaluate(frame, {}, 0.01)
+
+
+@pytest.mark.parametrize("value", [math.inf, "much"])
+def test_a_return_that_is_none_is_named(value: object) -> None:
+    frame = with_returns().astype({"forward_return": object})
+    frame.loc[4, "forward_return"] = value
+    with pytest.raises(InputError, match=r"column forward_return, row 4 .*is not a return or missing"):
+        evaluate(frame, {}, 0.01)

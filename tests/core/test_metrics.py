@@ -118,3 +118,26 @@ def test_one_class_and_one_row_have_no_numbers_that_look_fine() -> None:
     constant = by_name(rows(50).assign(probability=0.5))
     assert constant.loc["AUC", "value"] == 0.5
     assert math.isnan(constant.loc["information coefficient", "value"])
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.3, 1 / 3, 0.7])
+def test_rounding_makes_no_correlation_of_a_constant(probability: float) -> None:
+    found = by_name(rows(333, 3).assign(probability=probability)).loc["information coefficient"]
+    assert found[["value", "lower", "upper"]].isna().all()
+    # Two values a billionth apart are no constant.
+    frame = rows(400)
+    frame["probability"] = probability + 1e-9 * frame["target"]
+    assert by_name(frame).loc["information coefficient", "value"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_first_row_far_from_the_others_neither_hides_nor_makes_a_correlation() -> None:
+    frame = rows(3000)
+    frame["probability"] = 0.7 + 0.001 * np.sin(np.arange(3000.0))
+    frame.loc[0, "probability"] = 0.1
+    found = by_name(frame).loc["information coefficient"]
+    assert found["value"] == pytest.approx(stats.pearsonr(frame["probability"], frame["target"]).statistic, abs=1e-9)
+    # Resamples without the one row that differs have no correlation, and the others one of its own sign.
+    one = rows(12, seed=2).assign(probability=0.3)
+    one.loc[0, ["probability", "target"]] = 0.6, 1.0
+    found = by_name(one).loc["information coefficient"]
+    assert 0 < found["lower"] <= found["value"] <= found["upper"]

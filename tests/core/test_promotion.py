@@ -133,6 +133,7 @@ def test_too_few_bar_times_are_a_verdict_of_their_own_that_says_how_many_are_nee
     found = decide(Comparison(shown.evidence, shown.rows, needed), None, 1, parity_holds=True)
     assert found.kind == kind and found.promoted == (kind == "promoted")
     assert found.to_dict()["promoted"] == found.promoted
+    assert Verdict.from_dict(json.loads(json.dumps({"model_version": "a", **found.to_dict()}))) == found
     assert found.evidence["against_chance"]["times_needed"] == {"1": 20_000, "2": 5_000, "5": 100}
     if kind == "not enough data":
         count = "1 bar time was" if times == 1 else "99 bar times were"
@@ -146,3 +147,9 @@ def test_a_champion_that_predicts_another_label_stays_and_the_remedy_is_named() 
     told = decide(comparison(30), None, 1, parity_holds=True, other_label="1 when it rains")
     assert told.kind == "another label" and "(1 when it rains)" in told.reason and "MT5_CRS_HOME" in told.reason
     assert decide(comparison(0), None, 1, parity_holds=True, other_label="1 when it rains").kind == "no edge shown"
+
+
+@pytest.mark.parametrize(("promoted", "kind"), [(True, "promoted"), (False, "no edge shown")])
+def test_a_verdict_that_was_kept_before_there_were_kinds_can_be_read(promoted: bool, kind: str) -> None:
+    found = Verdict.from_dict({"promoted": promoted, "reason": "as it was", "evidence": {}})
+    assert (found.promoted, found.kind, found.reason) == (promoted, kind, "as it was")

@@ -268,6 +268,16 @@ def test_too_short_a_history_is_refused_with_both_numbers(settings: Settings) ->
     assert f"needs {LOOKBACK} bars" in cause.message and f"has {len(short)} bars" in cause.message
 
 
+def test_too_few_bar_times_to_walk_forward_are_refused_with_both_numbers(settings: Settings) -> None:
+    store(settings, bars_of("AAPL", "2012-01-01", "2012-06-30"))
+    result = materialize(Stores(settings), [*ALL_FEATURES, training_set, xgboost_model], last="2012-06", succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    cause = failure.step_failure_data.error.cause
+    assert (failure.step_key, cause.cls_name) == ("xgboost_model", "InputError")
+    rows = metadata(result, "training_set")["dagster/row_count"]
+    assert 0 < rows < 100 and f"{rows} bar times are too few: the first 100 are learnt from" in cause.message
+
+
 @pytest.mark.parametrize("edge", [True, False], ids=["planted edge", "no edge"])
 def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way(
     stores: Stores, settings: Settings, edge: bool
@@ -286,7 +296,7 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     pointer = stores.models.champion()
     assert pointer is not None
     assert pointer["model_version"] == told["champion"] == (version if edge else champion.version)
-    assert told["promoted"] is edge
+    assert (told["promoted"], told["verdict kind"]) == (edge, "promoted" if edge else "not enough data")
     assert execute(settings, "select model_version, promoted from model_verdict") == [(version, edge)]
     changes = [(champion.version, "promoted"), *[(version, "promoted")] * edge]
     assert execute(settings, "select model_version, how from model_champion_change order by number") == changes

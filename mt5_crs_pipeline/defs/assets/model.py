@@ -111,7 +111,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             config=PIPELINE_FEATURES,
             recipe=recipe,
             importance=importance(model),
-            metrics=evaluate(predictions.dropna(subset=[TARGET]), importance(model)).to_dict(),
+            metrics=evaluate(predictions, importance(model), recipe.label.cost_band).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
             parity=proof_for_training(stores.lake),
             train_date=datetime.now(UTC),
@@ -144,7 +144,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
     earned = economics(bundle.predictions(), chance["recipes"], bundle.label.horizon_bars, stores.trading_cost)
-    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live))
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live, bundle.checksum))
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
@@ -179,6 +179,7 @@ def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     return dg.MaterializeResult(
         metadata={
             "promoted": verdict.promoted,
+            "verdict kind": verdict.kind,
             "reason": verdict.reason,
             "champion": champion["model_version"]
             if champion
@@ -210,4 +211,4 @@ def current_version(stores: Stores) -> str:
 
 
 def _evaluation(bundle: Bundle) -> Evaluation:
-    return evaluate(bundle.labelled_predictions(), bundle.metadata["importance"])
+    return evaluate(bundle.predictions(), bundle.metadata["importance"], bundle.label.cost_band)
