@@ -107,7 +107,10 @@ def _earned(earned: Economics) -> dict[str, Any]:
     elif earned.costs_known < 1:
         known += f"; recorded for {earned.costs_known:.1%} of the rows and zero for the others"
     turnover = f"{earned.turnover:.1f} times the wealth" if math.isfinite(earned.turnover) else "not defined"
-    tried = "the 1 recipe" if earned.recipes == 1 else f"the luckiest of {earned.recipes:,} recipes"
+    eaten = f"{_percent(earned.break_even, 4)} of the price per round trip"
+    if earned.break_even <= 0:
+        eaten = "none: it earned nothing before costs"
+    luck = "0" if earned.recipes == 1 else f"what the luckiest of {earned.recipes:,} recipes reaches without skill"
     return {
         **_picture("Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)),
         "columns": ["After costs" if earned.costs_known else "After costs (none is known)", "Before costs", "Held"],
@@ -128,10 +131,10 @@ def _earned(earned: Economics) -> dict[str, Any]:
             ),
             (
                 "Deflated Sharpe ratio",
-                f"{_share(earned.deflated_sharpe)}: the probability of more skill than {tried} needs to look as good",
+                f"{_share(earned.deflated_sharpe)}: the probability that the true ratio is above {luck}",
             ),
             ("Turnover per year", turnover),
-            ("Cost that eats it", f"{_percent(earned.break_even, 4)} of the price per round trip"),
+            ("Cost that eats it", eaten),
             ("Rows with a position", _percent(earned.invested)),
         ],
     }
