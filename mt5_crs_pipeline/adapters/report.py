@@ -62,7 +62,10 @@ def render_report(
             ("By volatility", "Third of a symbol's bars", evaluation.by_regime.to_dict(orient="records")),
         ],
         rank_ic=evaluation.rank_ic.to_dict(orient="records"),
-        earned=_earned(earned),
+        earned=_economics_lines(earned),
+        earned_picture=_picture(
+            "Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)
+        ),
         model=_model_lines(model_metadata),
         features=[str(name) for name in _items(model_metadata.get("features"))],
         params=_pairs(model_metadata.get("params")),
@@ -97,8 +100,8 @@ def _picture(heading: str, png: bytes, finding: str) -> dict[str, str]:
     return {"heading": heading, "uri": pictures.data_uri(png), "alt": f"{heading}: {finding}."}
 
 
-def _earned(earned: Economics) -> dict[str, Any]:
-    """Return the illustration: its picture, a table with a column per curve, and (name, text) lines about the rule."""
+def _economics_lines(earned: Economics) -> dict[str, Any]:
+    """Return what the rule earned: a table with a column per curve, and (name, text) lines about the rule."""
     made = (earned.net, earned.gross, earned.held)
     cost = "the recorded spread" if earned.trading_cost is None else "configured"
     known = f"{earned.mean_cost:.4%} of the price on average per round trip, {cost}"
@@ -112,7 +115,6 @@ def _earned(earned: Economics) -> dict[str, Any]:
         eaten = "none: it earned nothing before costs"
     luck = "0" if earned.recipes == 1 else f"what the luckiest of {earned.recipes:,} recipes reaches without skill"
     return {
-        **_picture("Illustration", pictures_economics.wealth(earned), pictures_economics.economics_finding(earned)),
         "columns": ["After costs" if earned.costs_known else "After costs (none is known)", "Before costs", "Held"],
         "table": [
             ("Whole return", [_percent(one.total_return) for one in made]),
