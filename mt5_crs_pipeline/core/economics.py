@@ -92,10 +92,11 @@ def economics(
     realised_volatility_20 (all prices as fractions). Flat where the expected gain |2p - 1| times the typical absolute
     move over `horizon_bars`, sqrt(2 h / pi) volatility, does not exceed a round trip's cost: nothing is tuned.
 
-    A symbol's position is held until its label_time, and only then follows the next: of overlapping labels every
-    `horizon_bars`-th trades. It has weight 1 / n, n symbols being held at its start, and earns when it ends. A unit
-    bought or sold, the last one too, pays half of `trading_cost` (a share of the price), or of the recorded spread
-    where none is given; a position that stays pays nothing, and neither does keeping weights while prices drift.
+    A symbol's position is taken at the close that the prediction is made from, and held until its label_time, and only
+    then follows the next: of overlapping labels every `horizon_bars`-th trades. It has weight 1 / n, n symbols being
+    held at its start, and earns when it ends. A unit bought or sold, the last one too, pays half of `trading_cost` (a
+    share of the price), or of the recorded spread where none is given; a position that stays pays nothing, and neither
+    does keeping weights while prices drift.
     Raises InputError naming the column and the first offending row, counted from 0.
     """
     _check(predictions)

@@ -171,8 +171,9 @@ def test_a_position_that_stays_pays_one_round_trip_and_one_that_turns_pays_one_e
 
 def test_the_cost_that_would_have_eaten_it_leaves_nothing() -> None:
     rows = predictions(60, 2, probability=np.tile([0.9, 0.1, 0.1, 0.9], 30), realised_volatility_20=9.0)
-    cost = economics(rows.assign(forward_return=rows["probability"] / 100), 1, trading_cost=0.0).break_even
-    left = economics(rows.assign(forward_return=rows["probability"] / 100), 1, trading_cost=cost).curve["net"]
+    rows["forward_return"] = rows["probability"] / 100
+    cost = economics(rows, 1, trading_cost=0.001).break_even
+    left = economics(rows, 1, trading_cost=cost).curve["net"]
     assert cost > 0
     assert np.sum(np.diff(left) / left.iloc[:-1]) == pytest.approx(0.0, abs=1e-12)
 
@@ -218,17 +219,17 @@ def test_the_best_of_many_without_skill_is_as_good_as_expected() -> None:
     assert deflated_sharpe(best, 1000, 0.0, 3.0, 50, 1 / 999) == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("lasting", [0.0, 0.3])
-def test_the_interval_holds_the_truth_about_as_often_as_it_says(lasting: float) -> None:
+@pytest.mark.parametrize("lasting", [0.0, 0.5])
+def test_the_interval_holds_the_truth_as_often_as_it_says(lasting: float) -> None:
     held = 0
     for seed in range(120):
         noise = signal.lfilter([1.0], [1.0, -lasting], np.random.default_rng(seed).normal(size=450))
-        moved = 0.0005 + 0.01 * noise[50:] * math.sqrt(1 - lasting**2)
+        moved = 0.003 + 0.01 * noise[50:] * math.sqrt(1 - lasting**2)
         rows = predictions(400, 1, probability=0.9, spread_share=0.0, forward_return=moved)
         found = economics(rows, 1)
-        held += found.sharpe_lower <= 0.05 * math.sqrt(400 / (400 / 365.25)) <= found.sharpe_upper
-    # A bootstrap of 400 periods that last is known to be a little short of 95 %.
-    assert held / 120 >= 0.90 - 2 * math.sqrt(0.9 * 0.1 / 120)
+        held += found.sharpe_lower <= 0.3 * math.sqrt(400 / (400 / 365.25)) <= found.sharpe_upper
+    # 95 % of 120, and two standard deviations of luck.
+    assert held / 120 >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 120)
 
 
 def undefined(found: Economics) -> set[str]:
