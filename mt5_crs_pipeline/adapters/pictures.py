@@ -236,7 +236,7 @@ def closes(bars: pd.DataFrame) -> bytes:
             label=f" {label(name)}" if named else None,
         )
     axes.set_yscale("log")
-    _plain_log_ticks(axes)
+    plain_log_ticks(axes)
     axes.set_xlabel("time (UTC)")
     axes.set_ylabel("close / first close (log)")
     legend_below(axes, beside=True)
@@ -285,6 +285,12 @@ def empty_figure(title: str) -> "tuple[Figure, Axes]":
     axes = figure.add_subplot()
     heading = figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
     heading.set_parse_math(False)
+    plain(axes)
+    return figure, axes
+
+
+def plain(axes: "Axes") -> None:
+    """Give axes the house style: horizontal lines behind the data, quiet words, no frame."""
     axes.set_axisbelow(True)
     axes.grid(axis="y", color=GRID)
     axes.tick_params(which="both", colors=QUIET, labelsize=9, length=0)
@@ -292,7 +298,6 @@ def empty_figure(title: str) -> "tuple[Figure, Axes]":
     axes.yaxis.label.set_color(QUIET)
     for side in axes.spines.values():
         side.set_visible(False)
-    return figure, axes
 
 
 def png_bytes(figure: "Figure") -> bytes:
@@ -328,7 +333,7 @@ def ticks(
         text.set_parse_math(False)
 
 
-def _plain_log_ticks(axes: "Axes") -> None:
+def plain_log_ticks(axes: "Axes") -> None:
     """Write the numbers of a log axis as plain decimals, and enough of them whatever its range."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 

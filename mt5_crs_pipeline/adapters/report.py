@@ -108,30 +108,46 @@ def _picture(heading: str, png: bytes, finding: str) -> dict[str, str]:
     return {"heading": heading, "uri": pictures.data_uri(png), "alt": f"{heading}: {finding}."}
 
 
-def _economics_lines(earned: Economics) -> list[tuple[str, str]]:
-    """Return what the rule earned, as (name, text) lines."""
-
-    def percent(value: float) -> str:
-        return f"{value:.1%}" if math.isfinite(value) else "not defined"
-
-    known = "after costs"
-    if earned.costs_known < 1:
-        share = f"known for {earned.costs_known:.0%} of the rows" if earned.costs_known else "not known"
-        known = f"with costs of zero, because they are {share}; set MT5_CRS_TRADING_COST"
-    tried = "1 recipe" if earned.recipes == 1 else f"{earned.recipes:,} recipes"
-    return [
-        ("Return per year", f"{percent(earned.annual_return)} {known}"),
-        ("Volatility per year", percent(earned.annual_volatility)),
-        (
-            "Sharpe ratio",
-            f"{_share(earned.sharpe)}, 95 % interval {_share(earned.sharpe_lower)} to {_share(earned.sharpe_upper)}",
-        ),
-        ("Deflated Sharpe ratio", f"{percent(earned.deflated_sharpe)}: better than the luckiest of {tried}"),
-        ("Largest drawdown", percent(earned.max_drawdown)),
-        ("Turnover per year", f"{earned.turnover:.1f} times the wealth"),
-        ("Cost that eats it", f"{_share(100 * earned.break_even)} % of the price per round trip"),
-        ("Rows with a position", percent(earned.invested)),
-    ]
+def _economics_lines(earned: Economics) -> dict[str, Any]:
+    """Return what the rule earned: a table with a column per curve, and (name, text) lines about the rule."""
+    made = (earned.net, earned.gross, earned.held)
+    cost = "the recorded spread" if earned.trading_cost is None else "configured"
+    known = f"{earned.mean_cost:.4%} of the price on average per round trip, {cost}"
+    if earned.costs_known == 0:
+        known = "unknown: no spread is recorded, so they count as zero; set MT5_CRS_TRADING_COST"
+    elif earned.costs_known < 1:
+        known += f"; recorded for {earned.costs_known:.1%} of the rows and zero for the others"
+    turnover = f"{earned.turnover:.1f} times the wealth" if math.isfinite(earned.turnover) else "not defined"
+    eaten = f"{_percent(earned.break_even, 4)} of the price per round trip"
+    if earned.break_even <= 0:
+        eaten = "none: it earned nothing before costs"
+    luck = "0" if earned.recipes == 1 else f"what the luckiest of {earned.recipes:,} recipes reaches without skill"
+    return {
+        "columns": ["After costs" if earned.costs_known else "After costs (none is known)", "Before costs", "Held"],
+        "table": [
+            ("Whole return", [_percent(one.total_return) for one in made]),
+            ("Return per year", [_percent(one.annual_return) for one in made]),
+            ("Volatility per year", [_percent(one.annual_volatility) for one in made]),
+            ("Sharpe ratio", [_share(one.sharpe) for one in made]),
+            ("Largest drawdown", [_percent(one.max_drawdown) for one in made]),
+            ("from", [_day(one.peak) for one in made]),
+            ("to", [_day(one.trough) for one in made]),
+        ],
+        "lines": [
+            ("Costs", known),
+            (
+                "Sharpe ratio after costs",
+                f"95 % interval {_share(earned.sharpe_lower)} to {_share(earned.sharpe_upper)}",
+            ),
+            (
+                "Deflated Sharpe ratio",
+                f"{_share(earned.deflated_sharpe)}: the probability that the true ratio is above {luck}",
+            ),
+            ("Turnover per year", turnover),
+            ("Cost that eats it", eaten),
+            ("Rows with a position", _percent(earned.invested)),
+        ],
+    }
 
 
 def _model_lines(metadata: Mapping[str, Any], bundle_hash: str) -> list[tuple[str, str]]:
@@ -182,6 +198,16 @@ def _sentence(value: object) -> str:
 def _share(value: float) -> str:
     """Write a share with three decimals."""
     return f"{value:.3f}" if math.isfinite(value) else "not defined"
+
+
+def _percent(value: float, decimals: int = 1) -> str:
+    """Write a fraction as a percentage."""
+    return f"{value:.{decimals}%}" if math.isfinite(value) else "not defined"
+
+
+def _day(value: pd.Timestamp | None) -> str:
+    """Write the day of a moment in UTC; none where nothing fell."""
+    return "none" if value is None else f"{value.tz_convert('UTC'):%Y-%m-%d}"
 
 
 def _loss(value: float) -> str:

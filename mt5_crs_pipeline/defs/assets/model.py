@@ -164,6 +164,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             "accuracy by year": picture(pictures.accuracy_by_year(evaluation), "accuracy by year with intervals"),
             "reliability": picture(pictures.reliability(evaluation), "reliability of the probabilities"),
             "illustration": picture(pictures_economics.wealth(earned), "what a simple rule would have earned"),
+            "illustration in numbers": earned.to_dict(),
             "confusion": picture(pictures.confusion(evaluation), "confusion matrix"),
         }
     )
