@@ -126,7 +126,8 @@ class Model:
         Raises UnknownSymbolError for a symbol that has no booster.
         """
         if self.pooled:
-            yield self.boosters[None], np.arange(len(symbols))
+            if len(symbols):
+                yield self.boosters[None], np.arange(len(symbols))
             return
         for symbol in symbols.unique():
             if symbol not in self.boosters:
