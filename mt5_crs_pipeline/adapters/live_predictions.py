@@ -109,7 +109,7 @@ def live_record(connection: Connection, store: ModelStore, lake: Lake) -> LiveRe
         verdict["evidence"]["against_chance"]["recipes"] if verdict else recipes_tried(connection, champion.timeframe)
     )
     live = rows_in_time(said, _outcomes(lake, champion, said))
-    return go_on(champion.version, champion.labelled_predictions(), live, recipes, champion.label.horizon_bars)
+    return go_on(champion.version, champion.predictions(), live, recipes, champion.label.horizon_bars)
 
 
 def _outcomes(lake: Lake, bundle: Bundle, said: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from mt5_crs_pipeline.adapters.files import commit_bytes, commit_folder
 from mt5_crs_pipeline.adapters.lake import parquet_bytes, read_parquet
 from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
-from mt5_crs_pipeline.core.labels import TARGET, LabelConfig
+from mt5_crs_pipeline.core.labels import LabelConfig
 from mt5_crs_pipeline.core.model import MODEL_TYPE, PREDICTION_COLUMNS, Model
 from mt5_crs_pipeline.core.model_card import MODEL_FILE, model_files
 from mt5_crs_pipeline.core.promotion import How
@@ -79,10 +79,6 @@ class Bundle:
         """Return the out-of-sample predictions: PREDICTION_COLUMNS; the target is NaN inside the cost band."""
         predictions: pd.DataFrame = read_parquet(self.folder / PREDICTIONS_FILE, PREDICTION_COLUMNS).to_pandas()
         return predictions
-
-    def labelled_predictions(self) -> pd.DataFrame:
-        """Return the out-of-sample predictions that came true or not."""
-        return self.predictions().dropna(subset=[TARGET])
 
     @property
     def label(self) -> LabelConfig:

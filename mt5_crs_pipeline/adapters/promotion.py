@@ -16,6 +16,7 @@ from mt5_crs_pipeline.adapters.trial_ledger import (
 )
 from mt5_crs_pipeline.core.errors import BundleRejectedError, NoEarlierChampionError
 from mt5_crs_pipeline.core.evidence import against_champion, against_chance
+from mt5_crs_pipeline.core.labels import TARGET
 from mt5_crs_pipeline.core.metrics import times_needed
 from mt5_crs_pipeline.core.promotion import ChampionChange, Comparison, Verdict, champions_in_force, decide, recipe
 
@@ -29,18 +30,19 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
     if _was_champion(connection, bundle) and (kept := store.verdict(bundle.version)):
         return Verdict.from_dict(kept)
     champion = answering(store)
-    predictions, horizon = bundle.labelled_predictions(), bundle.label.horizon_bars
+    predictions, horizon = bundle.predictions(), bundle.label.horizon_bars
+    labelled = predictions.dropna(subset=[TARGET])
     rival = None
     same_label = champion is None or champion.label == bundle.label
     if champion and same_label and recipe(champion.metadata) != recipe(bundle.metadata):
-        theirs = champion.labelled_predictions()
+        theirs = champion.predictions()
         key = ["symbol", "event_timestamp"]
         rival = Comparison(
-            against_champion(predictions, theirs, recipes, horizon), len(predictions[key].merge(theirs[key]))
+            against_champion(predictions, theirs, recipes, horizon), len(labelled[key].merge(theirs[key]))
         )
     parity = bundle.metadata["parity"]
     return decide(
-        Comparison(against_chance(predictions, recipes, horizon), len(predictions), times_needed(predictions)),
+        Comparison(against_chance(predictions, recipes, horizon), len(labelled), times_needed(labelled)),
         rival,
         recipes,
         parity_holds=parity.get("holds") is True

@@ -69,11 +69,11 @@ def threshold(recipes: int) -> float:
 def against_chance(predictions: pd.DataFrame, recipes: int, horizon_bars: int = 1) -> Evidence:
     """Return the evidence against every constant rate, each symbol's own, that is the best in hindsight.
 
-    `predictions` has symbol, event_timestamp, target (0/1) and probability, each made before its outcome; rows in any
-    order. A bet is placed when the one before is settled: of labels that reach `horizon_bars` ahead, and so overlap,
-    those of every `horizon_bars`-th instant count.
+    `predictions` has symbol, event_timestamp, target (0/1, NaN inside the cost band) and probability, each made before
+    its outcome; rows in any order. A bet is placed when the one before is settled: of labels that reach `horizon_bars`
+    ahead, and so overlap, those of every `horizon_bars`-th instant count.
     """
-    ordered = _settled_one_by_one(predictions, horizon_bars)
+    ordered = _bets(predictions, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     return instants.evidence(
@@ -93,7 +93,7 @@ def against_champion(
     """
     key = ["symbol", "event_timestamp"]
     both = predictions.merge(champion[[*key, "probability"]], on=key, suffixes=("", "_champion"))
-    ordered = _settled_one_by_one(both, horizon_bars)
+    ordered = _bets(both, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     rival = _limited(ordered["probability_champion"].to_numpy(dtype=float))
@@ -104,11 +104,16 @@ def against_champion(
     )
 
 
-def _settled_one_by_one(predictions: pd.DataFrame, horizon_bars: int) -> pd.DataFrame:
-    """Return the rows of every `horizon_bars`-th instant, counted from the first, sorted by time and symbol."""
+def _bets(predictions: pd.DataFrame, horizon_bars: int) -> pd.DataFrame:
+    """Return the rows of every `horizon_bars`-th instant that have a target, sorted by time and symbol.
+
+    A row inside the cost band takes its turn like any other: nobody knew that it would be, and to bet on the next one
+    in its place would be to know.
+    """
     ordered = predictions.sort_values(["event_timestamp", "symbol"], kind="stable", ignore_index=True)
     instant = pd.factorize(ordered["event_timestamp"])[0]
-    return ordered.iloc[np.flatnonzero(instant % horizon_bars == 0)].reset_index(drop=True)
+    turn = ordered.iloc[np.flatnonzero(instant % horizon_bars == 0)]
+    return turn.dropna(subset=["target"]).reset_index(drop=True)
 
 
 class _Instants:

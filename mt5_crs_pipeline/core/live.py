@@ -73,10 +73,10 @@ def rows_in_time(said: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions that were made before their outcome and met it, one per symbol and bar.
 
     `said` has symbol, event_timestamp, probability and predicted_at (aware), `outcomes` is as `labelled_bars` returns
-    it. Of several about one bar the first counts. Columns: symbol, event_timestamp, target, probability; a close
-    inside the cost band is no outcome.
+    it. Of several about one bar the first counts. Columns: symbol, event_timestamp, target (NaN
+    where the close stayed inside the cost band), probability.
     """
-    met = said.merge(outcomes[[*_ROW, LABEL_TIME, TARGET]].dropna(subset=[TARGET]), on=_ROW)
+    met = said.merge(outcomes[[*_ROW, LABEL_TIME, TARGET]], on=_ROW)
     in_time = met[met[PREDICTED_AT] < met[LABEL_TIME]].sort_values([PREDICTED_AT, *_ROW], kind="stable")
     return in_time.drop_duplicates(_ROW)[_COUNTED].reset_index(drop=True)
 
@@ -84,27 +84,29 @@ def rows_in_time(said: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
 def go_on(
     champion: str, out_of_sample: pd.DataFrame, live: pd.DataFrame, recipes: int, horizon_bars: int
 ) -> LiveRecord | None:
-    """Return the evidence against chance on out-of-sample and live rows together; None without live rows.
+    """Return the evidence against chance on out-of-sample and live rows together; None unless a live one has a target.
 
-    Both frames have symbol, event_timestamp, target (0/1) and probability, each row once. A bar in both counts once,
-    as it was predicted live: every retraining predicts the past again, and what was said before the outcome must not
-    be replaced by it. Which row counts never depends on its outcome, so the evidence stays valid.
+    Both frames have symbol, event_timestamp, target (0/1, NaN inside the cost band) and probability, each row once. A
+    bar in both counts once, as it was predicted live: every retraining predicts the past again, and what was said
+    before the outcome must not be replaced by it. Which row counts never depends on its outcome, so the evidence stays
+    valid.
     """
-    if live.empty:
+    scored = live.dropna(subset=[TARGET])
+    if scored.empty:
         return None
     together = pd.concat([live[_COUNTED], out_of_sample[_COUNTED]]).drop_duplicates(_ROW, ignore_index=True)
     evidence = against_chance(together, recipes, horizon_bars)
-    times = live[EVENT_TIMESTAMP]
+    times = scored[EVENT_TIMESTAMP]
     before = evidence.curve[evidence.curve.index < times.min()]
-    right = (live["probability"] >= 0.5) == (live[TARGET] == 1)
+    right = (scored["probability"] >= 0.5) == (scored[TARGET] == 1)
     return LiveRecord(
         champion=champion,
-        comparison=Comparison(evidence, len(together)),
+        comparison=Comparison(evidence, int(together[TARGET].count())),
         recipes=recipes,
-        rows=len(live),
+        rows=len(scored),
         instants=times.nunique(),
         since=times.min(),
         gained=evidence.log_wealth - (float(before.iloc[-1]) if len(before) else 0.0),
         accuracy=accuracy_interval(right.to_numpy(), times.dt.tz_localize(None).to_numpy()),
-        base_rate=base_rate(live[TARGET].to_numpy()),
+        base_rate=base_rate(scored[TARGET].to_numpy()),
     )

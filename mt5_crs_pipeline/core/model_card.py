@@ -27,6 +27,7 @@ def model_card(
     config: FeatureConfig,
     recipe: Recipe,
     importance: dict[str, float],
+    permutation_importance: dict[str, float],
     metrics: dict[str, Any],
     data_fingerprint: str,
     parity: dict[str, Any],
@@ -67,4 +68,5 @@ def model_card(
         "label_config": asdict(recipe.label),
         "class_balance": {"UP": ups, "DOWN": labelled - ups},
         "importance": importance,
+        "permutation_importance": permutation_importance,
     }

@@ -61,6 +61,7 @@ def card(version: str = VERSION, training: TrainingConfig = TRAINING, **changes:
         config=PIPELINE_FEATURES,
         recipe=Recipe(training=training),
         importance=importance(model()),
+        permutation_importance={},
         metrics={"accuracy": 0.5},
         data_fingerprint="0" * 64,
         parity={"feature_set_hash": PIPELINE_FEATURES.feature_set_hash, "holds": True},

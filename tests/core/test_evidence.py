@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mt5_crs_pipeline.core.evidence import ALPHA, SHRINKAGES, against_champion, against_chance, threshold
+from mt5_crs_pipeline.core.labels import LabelConfig, labelled_bars
 
 
 def predictions(times: int, symbols: int, edge: float, seed: int, rate: float = 0.5) -> pd.DataFrame:
@@ -135,3 +136,46 @@ def test_certainty_that_is_wrong_once_does_not_ruin_the_bettor() -> None:
     rows.loc[700, "probability"] = 1.0 - rows.loc[700, "target"]
     assert math.isfinite(against_chance(rows, 1).log_wealth)
     assert against_chance(rows, 1).shown
+
+
+# --- Labels that overlap, and bars inside the cost band --------------------------------------------------------------
+
+
+def on_a_random_walk(seed: int, memory: int, label: LabelConfig) -> pd.DataFrame:
+    """Predictions that the close goes on as in the last `memory` days, or, below 0, takes it back: worth nothing."""
+    close = 100 * np.exp(np.cumsum(np.random.default_rng(seed).normal(0, 0.01, 1200)))
+    times = pd.date_range("2010-01-01", periods=1200, freq="D", tz="UTC").as_unit("us")
+    rows = labelled_bars(pd.DataFrame({"symbol": "A", "time": times, "close": close}), "D1", label)
+    moved = np.sign(memory) * np.log(close[abs(memory) :] / close[: -abs(memory)])[: len(rows) - abs(memory)]
+    return rows.iloc[abs(memory) :].assign(probability=0.5 + np.clip(5 * moved, -0.2, 0.2)).reset_index(drop=True)
+
+
+def ever_shown(walks: list[pd.DataFrame], horizon: int) -> int:
+    return sum(against_chance(rows, 1, horizon).best > threshold(1) for rows in walks)
+
+
+@pytest.mark.parametrize("symbols", [1, 3])
+def test_of_labels_that_overlap_every_horizon_th_instant_is_a_bet(symbols: int) -> None:
+    rows = predictions(40, symbols, 0.1, seed=symbols)
+    instant = pd.factorize(rows["event_timestamp"])[0]
+    rows.loc[(instant % 7 == 0) & (rows["symbol"] == "S0"), "target"] = np.nan
+    bets = rows[instant % 4 == 0].dropna(subset=["target"])
+    assert len(bets) < (instant % 4 == 0).sum()
+    evidence = against_chance(rows.sample(frac=1, random_state=1), 1, 4)
+    assert evidence.curve.tolist() == pytest.approx(brute_force(bets), abs=1e-9)
+    same = against_champion(rows, rows, 1, 4)
+    assert same.curve.index.equals(evidence.curve.index) and same.log_wealth == pytest.approx(0.0, abs=1e-12)
+
+
+def test_overlapping_labels_would_be_taken_for_an_edge_where_there_is_none() -> None:
+    walks = [on_a_random_walk(seed, 5, LabelConfig(5)) for seed in range(60)]
+    # Twice the error that is allowed, and more.
+    assert ever_shown(walks, 1) > 2 * ALPHA * 60
+    assert ever_shown(walks, 5) <= ALPHA * 60
+
+
+@pytest.mark.parametrize("memory", [-1, 1, -5, 5])
+def test_bars_inside_the_cost_band_make_no_edge_of_none(memory: int) -> None:
+    walks = [on_a_random_walk(seed, memory, LabelConfig(5, 0.01)) for seed in range(60)]
+    assert all(rows["target"].isna().mean() > 0.2 for rows in walks)
+    assert ever_shown(walks, 5) <= ALPHA * 60

@@ -55,11 +55,23 @@ def test_a_prediction_counts_only_when_it_was_made_before_the_outcome(made_at: s
     assert found.columns.tolist() == ["symbol", "event_timestamp", "target", "probability"]
 
 
-def test_what_has_no_outcome_yet_or_ends_inside_the_cost_band_is_left_out() -> None:
+def test_what_has_no_outcome_yet_is_left_out_and_what_ends_inside_the_cost_band_has_no_target() -> None:
     predicted = said(*(("A", f"2024-01-0{day}", 0.7, f"2024-01-0{day}") for day in (1, 2, 3)))
     known = outcomes(("A", "2024-01-01", "2024-01-02", np.nan), ("A", "2024-01-02", "2024-01-03", 0.0))
     found = rows_in_time(predicted, known)
-    assert found[["event_timestamp", "target"]].to_numpy().tolist() == [[pd.Timestamp("2024-01-02", tz="UTC"), 0.0]]
+    assert found["event_timestamp"].dt.day.tolist() == [1, 2]
+    np.testing.assert_array_equal(found["target"], [np.nan, 0.0])
+
+
+def test_a_live_row_inside_the_cost_band_takes_its_turn_and_is_not_counted() -> None:
+    rows = predictions(30, 1, 0.1, seed=3)
+    rows.loc[[2, 20, 25], "target"] = np.nan
+    before, live = split(rows, 18)
+    found = record(before, live, horizon=5)
+    bets = rows.iloc[::5].dropna(subset=["target"])
+    assert found.comparison.evidence.curve.tolist() == pytest.approx(brute_force(bets), abs=1e-9)
+    assert (found.rows, found.instants, found.comparison.rows) == (10, 10, 27)
+    assert go_on("20240101-ab", before, live.assign(target=np.nan), 1, 1) is None
 
 
 def test_of_several_predictions_of_one_bar_the_first_counts() -> None:

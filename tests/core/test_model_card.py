@@ -38,6 +38,7 @@ def made(rows: pd.DataFrame, training: TrainingConfig) -> dict[str, Any]:
         config=FeatureConfig(("sma_5", "gap")),
         recipe=Recipe(training=training),
         importance={"sma_5": 0.75, "gap": 0.25},
+        permutation_importance={"sma_5": 0.01, "gap": -0.002},
         metrics={"accuracy": 0.5},
         data_fingerprint="f" * 64,
         parity={"holds": True, "certificate": "c" * 64},
@@ -68,6 +69,7 @@ def test_the_card_names_what_it_was_made_by(card: dict[str, Any]) -> None:
     assert card["label"] == LabelConfig().definition
     assert card["params"]["seed"] == 99
     assert card["importance"] == {"sma_5": 0.75, "gap": 0.25}
+    assert card["permutation_importance"] == {"sma_5": 0.01, "gap": -0.002}
     assert (card["model_type"], card["model_file"]) == ("xgboost.Booster", "model.ubj")
     assert (card["timeframe"], card["model_version"]) == ("D1", "20240105-abc")
     assert (card["train_date"], card["code_commit"]) == ("2024-01-06T00:00:00+00:00", "c0ffee")

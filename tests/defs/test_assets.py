@@ -96,6 +96,8 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     assert verdict is not None
     assert metadata(result, "model_evaluation")["verdict"] == verdict["reason"]
     assert verdict["reason"] in (settings.reports / f"{version}.html").read_text("utf-8")
+    worth = stores.models.load(version).metadata["permutation_importance"]
+    assert list(worth) == get_feature_names(PIPELINE_FEATURES) and any(worth.values())
     if not verdict["promoted"]:  # real bars: an edge on one year of days would be news
         assert metadata(result, "champion_model")["champion"].startswith("none yet")
         assert stores.models.champion() is None

@@ -31,6 +31,7 @@ from mt5_crs_pipeline.core.feature_rows import (
     training_schema,
 )
 from mt5_crs_pipeline.core.features import get_feature_names
+from mt5_crs_pipeline.core.importance import MeanImportance
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
 from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
@@ -101,8 +102,10 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     version = current_version(stores)
     features = get_feature_names(PIPELINE_FEATURES)
     if not stores.models.has(version):
-        recipe = stores.recipe
-        predictions = out_of_sample_predictions(rows, features, recipe.training)
+        # First: what cannot be proved is not trained on.
+        parity, recipe = proof_for_training(stores.lake), stores.recipe
+        permuted = MeanImportance(recipe.training.seed)
+        predictions = out_of_sample_predictions(rows, features, recipe.training, permuted.add)
         model = fit(rows.dropna(subset=[TARGET]), features, recipe.training)
         card = model_card(
             rows=rows,
@@ -111,9 +114,10 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
             config=PIPELINE_FEATURES,
             recipe=recipe,
             importance=importance(model),
+            permutation_importance=permuted.mean(),
             metrics=evaluate(predictions, importance(model), recipe.label.cost_band).to_dict(),
             data_fingerprint=sha256(stores.lake.training_set),
-            parity=proof_for_training(stores.lake),
+            parity=parity,
             train_date=datetime.now(UTC),
             code_commit=code_commit(),
             library_versions=library_versions(),
