@@ -12,6 +12,7 @@ import pandas as pd
 from mt5_crs_pipeline.core.errors import ConfigurationError, InputError, UnknownSymbolError
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
 from mt5_crs_pipeline.core.splits import Rows, hold_out_latest, walk_forward
+from mt5_crs_pipeline.core.weights import WEIGHT, weighed
 
 MODEL_TYPE = "xgboost.Booster"
 VOLATILITY: Final = "realised_volatility_20"
@@ -19,8 +20,6 @@ VOLATILITY: Final = "realised_volatility_20"
 # What is kept with a prediction, so that it can be judged without the training set.
 _KEPT: Final = ("symbol", EVENT_TIMESTAMP, LABEL_TIME, TARGET, FORWARD_RETURN, SPREAD_SHARE, VOLATILITY)
 PREDICTION_COLUMNS: Final = (*_KEPT, "probability")
-WEIGHT: Final = "weight"
-"""The optional column of training rows that says how much each counts beside the others."""
 # XGBoost computes in 32 bits: a larger value would be infinite there.
 _LARGEST: Final = float(np.finfo(np.float32).max)
 

@@ -36,6 +36,7 @@ from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
 from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
+from mt5_crs_pipeline.core.weights import weighed
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import TRAINING_CHECK, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
@@ -106,7 +107,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         parity, recipe = proof_for_training(stores.lake), stores.recipe
         permuted = MeanImportance(recipe.training.seed)
         predictions = out_of_sample_predictions(rows, features, recipe.training, permuted.add)
-        model = fit(rows.dropna(subset=[TARGET]), features, recipe.training)
+        model = fit(weighed(rows.dropna(subset=[TARGET])), features, recipe.training)
         card = model_card(
             rows=rows,
             version=version,
