@@ -81,7 +81,7 @@ def predictions(market: Market) -> pd.DataFrame:
     features = feature_frame(history, CONFIG, threads=1).assign(
         symbol=history["symbol"], event_timestamp=history["time"] + pd.Timedelta(days=1)
     )
-    rows = labelled_bars(history, "D1").merge(features).dropna().sort_values(["event_timestamp", "symbol"])
+    rows = labelled_bars(history, "D1").merge(features).dropna(subset=NAMES).sort_values(["event_timestamp", "symbol"])
     times = rows["event_timestamp"].unique()
     parts = []
     for start in range(FIRST, len(times), MONTH):

@@ -46,6 +46,17 @@ def parity_of_online_store(feast: FeastStore, lake: Lake, months: Sequence[str])
     return compare(served, _revisions(lake, [month for month in from_first_on if month >= oldest]), PIPELINE_FEATURES)
 
 
+def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFrame) -> Parity:
+    """Compare the newest training row of every symbol and a sample of older ones with fresh computations of their bars.
+
+    `in_force` has symbol, event_timestamp, time and recorded_at of the version that was known at each row's close. A
+    value that needs a later bar, or a row that is joined with another bar's features, is different.
+    """
+    dated = rows.merge(in_force, on=["symbol", EVENT_TIMESTAMP], how="left")
+    revisions = _revisions(lake, lake.months(MARKET_DATA))
+    return compare(sample(dated, OLDER_ROWS, seed=len(dated)), revisions, PIPELINE_FEATURES)
+
+
 def certify(parity: Parity) -> dict[str, Any]:
     """Return the certificate of a comparison made with the libraries that are installed."""
     return certificate(parity, PIPELINE_FEATURES, library_versions())

@@ -92,13 +92,15 @@ def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig 
 
 
 def known_at_close(rows: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
-    """Return symbol and event_timestamp of the rows of which a version recorded by `as_of` was known at the close.
+    """Return the version of each row that was known at the bar's close, of those recorded by `as_of`.
 
-    `rows` has symbol, event_timestamp, known_at and recorded_at. History that is loaded after a correction inside its
-    windows has no such version: point-in-time reads at those closes give the features of an earlier bar.
+    `rows` has symbol, time, event_timestamp, known_at and recorded_at; so has the result, one row per symbol and time.
+    History that is loaded after a correction inside its windows has no such version: point-in-time reads at those
+    closes give the features of an earlier bar.
     """
     there = rows[(rows[KNOWN_AT] <= rows[EVENT_TIMESTAMP]) & (rows[RECORDED_AT] <= as_of)]
-    return there[["symbol", EVENT_TIMESTAMP]].drop_duplicates(ignore_index=True)
+    newest = there.sort_values([KNOWN_AT, RECORDED_AT], kind="stable").drop_duplicates(["symbol", "time"], keep="last")
+    return newest.sort_index()
 
 
 def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: FeatureConfig) -> pd.DataFrame:

@@ -28,8 +28,9 @@ _LARGEST: Final = float(np.finfo(np.float32).max)
 class TrainingConfig:
     """Everything that decides the model besides the rows.
 
-    `pooled` trains one model on the rows of all symbols; without it each symbol has a model of its own, of its rows
-    alone. Raises ConfigurationError naming a setting whose value makes no sense.
+    `max_train_times` bounds how many bar times back a model learns from; 0 is all history. `pooled` trains one model on
+    the rows of all symbols; without it each symbol has a model of its own, of its rows alone. Raises ConfigurationError
+    naming a setting whose value makes no sense.
     """
 
     max_depth: int = 3
@@ -42,6 +43,7 @@ class TrainingConfig:
     early_stopping_share: float = 0.2
     first_train_times: int = 100
     window_growth: float = 0.25
+    max_train_times: int = 0
     seed: int = 7
     pooled: bool = True
 
@@ -93,6 +95,7 @@ _ALLOWED: Final = {
     "early_stopping_share": _Allowed("above 0 and below 1", lambda value: 0 < value < 1),
     "first_train_times": _COUNT,
     "window_growth": _Allowed("a number above 0", lambda value: 0 < value < math.inf),
+    "max_train_times": _Allowed("a whole number of at least 2, or 0 for all", lambda value: value == 0 or value >= 2),
     "seed": _Allowed("a whole number from 0 to 2147483647", lambda value: 0 <= value < 2**31),
     "pooled": _Allowed("true or false", lambda value: True),
 }
@@ -195,7 +198,7 @@ def out_of_sample_predictions(
     parts = []
     kept = [name for name in _KEPT if name in rows]
     labelled = rows[TARGET].notna().to_numpy()
-    for split in walk_forward(rows, config.first_train_times, config.window_growth):
+    for split in walk_forward(rows, config.first_train_times, config.window_growth, config.max_train_times):
         train, test = _taken(rows, split.train[labelled[split.train]]), _taken(rows, split.test)
         if not config.pooled:
             own = train.groupby("symbol", observed=True)
@@ -203,7 +206,7 @@ def out_of_sample_predictions(
             train, test = train[train["symbol"].isin(able)], test[test["symbol"].isin(able)]
             if test.empty:
                 continue
-        model = fit(train, features, config)
+        model = fit(weighed(train), features, config)
         parts.append(test[kept].assign(probability=predict(model, test)))
         if each_window:
             each_window(model, test)

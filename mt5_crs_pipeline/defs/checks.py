@@ -57,6 +57,14 @@ TRAINING_CHECK = dg.AssetCheckSpec(
     " the cost band), and there once.",
 )
 
+LOOK_AHEAD_CHECK = dg.AssetCheckSpec(
+    "training_features_were_known_at_the_close",
+    asset="training_set",
+    blocking=True,
+    description="What would be trained on equals, to the last bit, what the bars known at each row's close give alone:"
+    " nothing looks ahead. Compared are the newest row of every symbol and a sample of older ones.",
+)
+
 
 def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
     """Result of BARS_CHECK on the files of `months`."""
@@ -105,7 +113,7 @@ def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
 
 
 def check_parity(spec: dg.AssetCheckSpec, parity: Parity, certificate: dict[str, Any]) -> dg.AssetCheckResult:
-    """Result of PARITY_CHECK or ONLINE_CHECK, with its certificate; there may be no rows to compare."""
+    """Result of a check that features equal a fresh computation, with its certificate; there may be none to compare."""
     return dg.AssetCheckResult(
         check_name=spec.name,
         passed=parity.different == 0,

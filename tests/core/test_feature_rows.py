@@ -72,18 +72,20 @@ def test_a_correction_is_known_to_the_rows_it_reaches_from_its_arrival_on() -> N
     assert (known[others] == bars["time"][others] + DAY).all()
 
 
-def test_only_rows_with_a_version_known_at_their_close_and_recorded_by_then_can_be_asked_for() -> None:
+def test_of_every_row_the_newest_version_that_was_known_at_its_close_and_recorded_by_then_is_in_force() -> None:
     close, later = pd.Timestamp("2024-03-01", tz="UTC"), pd.Timestamp("2024-03-05", tz="UTC")
     rows = pd.DataFrame(
         {
-            "symbol": ["BOTH", "BOTH", "LATER", "UNRECORDED", "PLAIN"],
+            "symbol": ["BOTH", "BOTH", "LATER", "TWICE", "TWICE", "PLAIN"],
+            "time": close - DAY,
             "event_timestamp": close,
-            "known_at": [close, later, later, close, close],
-            "recorded_at": [close, later, later, later + DAY, close],
+            "known_at": [close, later, later, close, close, close],
+            "recorded_at": [close, later, later, later + DAY, later, close],
         }
     )
-    assert known_at_close(rows, later.to_pydatetime())["symbol"].tolist() == ["BOTH", "PLAIN"]
-    assert known_at_close(rows, (later + DAY).to_pydatetime())["symbol"].tolist() == ["BOTH", "UNRECORDED", "PLAIN"]
+    assert known_at_close(rows, close.to_pydatetime()).index.tolist() == [0, 5]
+    assert known_at_close(rows, later.to_pydatetime()).index.tolist() == [0, 4, 5]
+    assert known_at_close(rows, (later + DAY).to_pydatetime()).index.tolist() == [0, 3, 5]
 
 
 @pytest.mark.parametrize("length", [0, 1, 60])

@@ -7,16 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mt5_crs_pipeline.core.errors import InputError
-from mt5_crs_pipeline.core.splits import hold_out_latest, walk_forward
+from mt5_crs_pipeline.core.splits import hold_out_latest, latest_times, walk_forward
 
 
-def training_rows(times: int, symbols: int = 3, horizon: int = 1, seed: int = 0, missing: float = 0.0) -> pd.DataFrame:
-    """Shuffled rows of several symbols on an uneven calendar; labels close `horizon` of the symbol's own bars later."""
+def training_rows(
+    times: int, symbols: int = 3, horizon: int = 1, seed: int = 0, missing: float = 0.0, coarser: int = 1
+) -> pd.DataFrame:
+    """Shuffled rows of several symbols on an uneven calendar; labels close `horizon` of the symbol's own bars later.
+
+    Every second symbol has bars of a timeframe that is `coarser` times as long.
+    """
     rng = np.random.default_rng(seed)
     calendar = pd.Timestamp("2023-01-02", tz="UTC") + pd.to_timedelta(np.cumsum(rng.integers(1, 5, times)), unit="D")
     frames = []
     for symbol in range(symbols):
-        own = calendar[rng.random(times) >= missing].to_series(index=None).reset_index(drop=True)
+        timeframe = coarser if symbol % 2 else 1
+        there = (rng.random(times) >= missing) & (np.arange(times) % timeframe == 0)
+        own = calendar[there].to_series(index=None).reset_index(drop=True)
         frame = pd.DataFrame({"symbol": f"S{symbol}", "event_timestamp": own, "label_time": own.shift(-horizon)})
         frames.append(frame.dropna())
     return pd.concat(frames).sample(frac=1, random_state=seed).reset_index(drop=True)
@@ -30,28 +37,38 @@ def training_rows(times: int, symbols: int = 3, horizon: int = 1, seed: int = 0,
     first=st.integers(2, 25),
     growth=st.sampled_from([0.01, 0.1, 0.25, 2.0]),
     missing=st.sampled_from([0.0, 0.3]),
+    coarser=st.sampled_from([1, 4]),
+    most=st.sampled_from([0, 25, 60]),
     seed=st.integers(0, 5),
 )
 def test_windows_are_purged_disjoint_and_together_everything_after_the_first_part(
-    times: int, symbols: int, horizon: int, first: int, growth: float, missing: float, seed: int
+    times: int,
+    symbols: int,
+    horizon: int,
+    first: int,
+    growth: float,
+    missing: float,
+    coarser: int,
+    most: int,
+    seed: int,
 ) -> None:
-    rows = training_rows(times, symbols, horizon, seed, missing)
+    rows = training_rows(times, symbols, horizon, seed, missing, coarser)
     events, labels = rows["event_timestamp"].tolist(), rows["label_time"].tolist()
     ordered = sorted(set(events))
     if first >= len(ordered) or min(labels) >= ordered[first]:
         with pytest.raises(InputError, match="too few"):
             walk_forward(rows, first, growth)
         return
-    splits = walk_forward(rows, first, growth)
+    splits = walk_forward(rows, first, growth, most)
     for split in splits:
         test_times = {events[row] for row in split.test}
-        train_times = {events[row] for row in split.train}
         assert min(test_times) == split.test_start
-        # No label that is learnt from touches the window.
-        assert max(labels[row] for row in split.train) < split.test_start
-        assert not train_times & test_times
-        # Nothing but the purge is left out of what came before.
-        past = [row for row in range(len(rows)) if labels[row] < split.test_start]
+        # No label that is learnt from touches the window: its interval ends before the first row that is predicted.
+        for row in split.train:
+            assert events[row] < labels[row] < split.test_start
+        # Nothing but the purge, and in a rolling window what is too old, is left out of what came before.
+        since = [time for time in ordered if time < split.test_start][-most:][0]
+        past = [row for row in range(len(rows)) if labels[row] < split.test_start and events[row] >= since]
         assert sorted(split.train.tolist()) == past
     tested = [row for split in splits for row in split.test.tolist()]
     assert sorted(tested) == [row for row in range(len(rows)) if events[row] >= ordered[first]]
@@ -91,6 +108,15 @@ def test_a_window_is_as_long_as_its_share_of_the_history_before_it() -> None:
     assert lengths == [10, 15, 22, 33]
 
 
+def test_a_rolling_window_learns_from_as_many_times_as_the_final_fit() -> None:
+    rows = training_rows(60, symbols=3)
+    last = walk_forward(rows, 30, 0.5, max_train_times=20)[-1]
+    before = rows[rows["event_timestamp"] < last.test_start]
+    assert set(rows.index[last.train]) < set(latest_times(before, 20).index)
+    assert latest_times(before, 20)["event_timestamp"].nunique() == 20
+    assert latest_times(rows, 0) is rows and latest_times(rows, 10_000) is rows
+
+
 def test_row_order_does_not_change_the_windows() -> None:
     rows = training_rows(60)
     ordered = rows.sort_values(["event_timestamp", "symbol"])
@@ -106,6 +132,13 @@ def test_too_few_times_are_refused_by_their_number(times: int) -> None:
     assert len(rows) == times
     with pytest.raises(InputError, match=f"^{times} bar times are too few: the first 10 are learnt from"):
         walk_forward(rows, 10, 0.25)
+
+
+def test_a_rolling_window_shorter_than_the_labels_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"^no label closed within the 3 bar times before 2023-.*: raise max_train_times"
+    ):
+        walk_forward(training_rows(60, symbols=1, horizon=5), 20, 0.5, max_train_times=3)
 
 
 @pytest.mark.parametrize("horizon", [1, 5])

@@ -9,7 +9,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from mt5_crs_pipeline.adapters import pictures, pictures_economics
-from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
+from mt5_crs_pipeline.adapters.feature_parity import certify, parity_of_training_rows, proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.live_predictions import live_record
@@ -36,9 +36,10 @@ from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
 from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
+from mt5_crs_pipeline.core.splits import latest_times
 from mt5_crs_pipeline.core.weights import weighed
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
-from mt5_crs_pipeline.defs.checks import TRAINING_CHECK, check_training_rows
+from mt5_crs_pipeline.defs.checks import LOOK_AHEAD_CHECK, TRAINING_CHECK, check_parity, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
 
@@ -56,7 +57,7 @@ class TrainingSetConfig(dg.Config):
     kinds={"feast", "parquet"},
     owners=["team:research"],
     deps=[feast_online_store],
-    check_specs=[TRAINING_CHECK],
+    check_specs=[TRAINING_CHECK, LOOK_AHEAD_CHECK],
     metadata=column_schema(training_schema()),
 )
 def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
@@ -67,10 +68,11 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
     labels = labelled_bars(
         adjusted(bars.assign(spread_share=spread_share(bars))), stores.timeframe, stores.recipe.label
     )
-    stamps = ["symbol", EVENT_TIMESTAMP, KNOWN_AT, RECORDED_AT]
+    stamps = ["symbol", "time", EVENT_TIMESTAMP, KNOWN_AT, RECORDED_AT]
     months = stores.lake.months(TECHNICAL_FEATURES)
     features = stores.lake.read(TECHNICAL_FEATURES, months, feature_schema(), stamps).to_pandas()
-    answerable = labels.merge(known_at_close(features, as_of))
+    in_force = known_at_close(features, as_of)[["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]]
+    answerable = labels.merge(in_force[["symbol", EVENT_TIMESTAMP]])
     with stores.feast() as feast:
         rows = feast.training_rows(answerable, as_of)
     complete = rows.dropna(subset=get_feature_names(PIPELINE_FEATURES))
@@ -83,6 +85,7 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
     complete = complete.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)
     table = pa.Table.from_pandas(complete, schema=training_schema(), preserve_index=False)
     commit_bytes(stores.lake.training_set, parquet_bytes(table.replace_schema_metadata()))
+    parity = parity_of_training_rows(stores.lake, complete, in_force)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(complete),
@@ -92,7 +95,10 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
             rows_left_out_in_warm_up=len(rows) - len(complete),
             rows_left_out_as_known_later=len(labels) - len(answerable),
         ),
-        check_results=[check_training_rows(stores.lake, stores.recipe.label)],
+        check_results=[
+            check_training_rows(stores.lake, stores.recipe.label),
+            check_parity(LOOK_AHEAD_CHECK, parity, certify(parity)),
+        ],
     )
 
 
@@ -107,7 +113,8 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         parity, recipe = proof_for_training(stores.lake), stores.recipe
         permuted = MeanImportance(recipe.training.seed)
         predictions = out_of_sample_predictions(rows, features, recipe.training, permuted.add)
-        model = fit(weighed(rows.dropna(subset=[TARGET])), features, recipe.training)
+        learnt = latest_times(rows, recipe.training.max_train_times).dropna(subset=[TARGET])
+        model = fit(weighed(learnt), features, recipe.training)
         card = model_card(
             rows=rows,
             version=version,
