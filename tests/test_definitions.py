@@ -41,7 +41,7 @@ CHECKS = {
     "market_data_parquet": ["bars_are_valid_and_unique"],
     "technical_features": ["features_are_complete_against_bars", "features_equal_a_fresh_computation"],
     "feast_online_store": ["online_features_equal_a_fresh_computation"],
-    "training_set": ["training_rows_are_labelled_and_past"],
+    "training_set": ["training_rows_are_labelled_and_past", "training_features_were_known_at_the_close"],
 }
 KEYS = ["symbol", "timeframe", "time"]
 VALUES = ["open", "high", "low", "close", "adjusted_close", "volume", "real_volume", "spread"]

@@ -108,6 +108,7 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
         "features_equal_a_fresh_computation",
         "online_features_equal_a_fresh_computation",
         "training_rows_are_labelled_and_past",
+        "training_features_were_known_at_the_close",
     }
 
     before = {path: path.stat().st_mtime_ns for path in settings.home.rglob("*") if path.is_file()}
