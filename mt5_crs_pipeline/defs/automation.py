@@ -1,18 +1,20 @@
 """Jobs, the daily schedule, and the sensor that notices late and corrected bars."""
 
 import hashlib
-import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from mt5_crs_pipeline.adapters.bar_store import ChangedBars, changes_since
-from mt5_crs_pipeline.core.backfill import contiguous_ranges, months_between
+from mt5_crs_pipeline.core.backfill import Memory, Outcome, Request, ask, contiguous_ranges, months_between, settle
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
+
+# Dagster's own, by which it makes one run of any number of equal requests.
+RUN_KEY_TAG = "dagster/run_key"
 
 daily_retrain = dg.define_asset_job(
     "daily_retrain",
@@ -42,30 +44,43 @@ def daily_retrain_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunReque
 @dg.sensor(job=market_data_backfill, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)
 def market_data_revision_sensor(
     context: dg.SensorEvaluationContext, stores: dg.ResourceParam[Stores]
-) -> dg.SensorResult | dg.SkipReason:
-    """Request the months that new or revised bars lie in, and those that their features reach into."""
-    position = json.loads(context.cursor)["position"] if context.cursor else None
+) -> dg.SensorResult:
+    """Request the months that new or revised bars lie in, and those that their features reach into.
+
+    The cursor moves past a change when the run that was requested for it has succeeded. One batch of runs is at work at
+    a time, and what arrives meanwhile is the next: however many bars change, runs are at most half as many as months.
+    """
+    memory = Memory.from_json(context.cursor)
+    outcomes = {key: _outcome(context.instance, run_key) for key, run_key in memory.run_keys().items()}
+    memory, reason = settle(memory, outcomes, datetime.now(UTC))
+    if reason:
+        return dg.SensorResult(skip_reason=reason, cursor=memory.to_json())
     with stores.database.connection() as connection:
-        changes, new_position = changes_since(
-            connection, stores.timeframe, position, PIPELINE_FEATURES.lookback - 1, stores.symbols
+        changes, position = changes_since(
+            connection, stores.timeframe, memory.done, PIPELINE_FEATURES.lookback - 1, stores.symbols
         )
-    cursor = json.dumps({"position": new_position})
-    requests = [
-        dg.RunRequest(run_key=key, tags=range_tags(first, last))
-        for first, last, key in backfill_requests(
-            changes, MONTHS.get_first_partition_key(), MONTHS.get_last_partition_key()
-        )
-    ]
-    if not requests:
-        context.update_cursor(cursor)
-        return dg.SkipReason("no bars arrived since the last look")
-    return dg.SensorResult(run_requests=requests, cursor=cursor)
+    requests = backfill_requests(changes, MONTHS.get_first_partition_key(), MONTHS.get_last_partition_key())
+    memory, wanted = ask(memory, requests, position, outcomes)
+    if not wanted:
+        return dg.SensorResult(skip_reason="no bars arrived since the last look", cursor=memory.to_json())
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=one.key, tags=range_tags(one.first, one.last)) for one in wanted],
+        cursor=memory.to_json(),
+    )
 
 
-def backfill_requests(
-    changes: list[ChangedBars], first_month: str | None, last_month: str | None
-) -> list[tuple[str, str, str]]:
-    """Return (first month, last month, run key) per contiguous range that the changes reach.
+def _outcome(instance: dg.DagsterInstance, run_key: str) -> Outcome:
+    """Return what became of the runs that were requested under a key; a repeated one counts once it succeeded."""
+    runs = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: run_key}))
+    if not runs:
+        return "unknown"
+    if any(run.is_success for run in runs):
+        return "succeeded"
+    return "failed" if all(run.is_finished for run in runs) else "at work"
+
+
+def backfill_requests(changes: list[ChangedBars], first_month: str | None, last_month: str | None) -> list[Request]:
+    """Return a request per contiguous range of months that the changes reach.
 
     Months outside [first_month, last_month] are no partitions and left out. The key holds a digest of the changes:
     a second correction of the same months is another request, a repeated look at the same changes is not.
@@ -76,5 +91,5 @@ def backfill_requests(
     for first, last in contiguous_ranges(known):
         inside = sorted(repr(change) for change in changes if change.month <= last and change.reach_month >= first)
         digest = hashlib.sha256("\n".join(inside).encode()).hexdigest()[:16]
-        requests.append((first, last, f"{first}:{last}:{digest}"))
+        requests.append(Request(first, last, f"{first}:{last}:{digest}"))
     return requests

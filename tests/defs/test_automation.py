@@ -6,11 +6,18 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pandas as pd
+import psycopg2
 import pytest
 
 from mt5_crs_pipeline.adapters.bar_store import ChangedBars
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
-from mt5_crs_pipeline.defs.automation import backfill_requests, daily_retrain_schedule, market_data_revision_sensor
+from mt5_crs_pipeline.defs.automation import (
+    RUN_KEY_TAG,
+    backfill_requests,
+    daily_retrain_schedule,
+    market_data_backfill,
+    market_data_revision_sensor,
+)
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 from tests.defs.small_lake import execute, store, year_of_bars
@@ -30,7 +37,7 @@ def change(month: str, reach: str | None = None, number: int = 1, symbol: str = 
 def ranges(
     changes: list[ChangedBars], first: str | None = "2000-01", last: str | None = "2026-12"
 ) -> list[tuple[str, str]]:
-    return [(start, end) for start, end, _ in backfill_requests(changes, first, last)]
+    return [(one.first, one.last) for one in backfill_requests(changes, first, last)]
 
 
 # ---------------------------------------------------------------- the decision
@@ -61,10 +68,10 @@ def test_months_that_are_no_partitions_are_left_out() -> None:
 
 def test_a_second_correction_gets_another_key_and_the_same_changes_the_same_key() -> None:
     changes = [change("2012-05", number=7), change("2012-05", number=8, symbol="IBM")]
-    ((_, _, key),) = backfill_requests(changes, "2000-01", "2026-12")
-    assert backfill_requests(changes[::-1], "2000-01", "2026-12") == [("2012-05", "2012-05", key)]
-    ((_, _, later),) = backfill_requests([change("2012-05", number=9), changes[1]], "2000-01", "2026-12")
-    assert later != key
+    (request,) = backfill_requests(changes, "2000-01", "2026-12")
+    assert backfill_requests(changes[::-1], "2000-01", "2026-12") == [request]
+    (later,) = backfill_requests([change("2012-05", number=9), changes[1]], "2000-01", "2026-12")
+    assert later.key != request.key
 
 
 def test_the_key_of_a_range_does_not_depend_on_changes_elsewhere() -> None:
@@ -96,6 +103,14 @@ def look(stores: Stores, instance: dg.DagsterInstance, cursor: str | None) -> tu
     return list(tick.run_requests or []), tick.cursor
 
 
+def succeed(instance: dg.DagsterInstance, requests: list[dg.RunRequest], status: str = "SUCCESS") -> None:
+    """Record a run of every request as ended."""
+    for request in requests:
+        tags = {**request.tags, RUN_KEY_TAG: str(request.run_key)}
+        run = dg.DagsterRun(market_data_backfill.name, status=dg.DagsterRunStatus(status), tags=tags)
+        instance.add_run(run)
+
+
 def months(requests: list[dg.RunRequest]) -> list[tuple[str, ...]]:
     return [tuple(request.tags[name] for name in RANGE) for request in requests]
 
@@ -105,15 +120,16 @@ def test_the_first_look_asks_for_everything_stored_and_the_next_for_nothing(
 ) -> None:
     requests, cursor = look(stores, instance, None)
     assert months(requests) == [("2012-01", "2012-12")]
-    assert look(stores, instance, cursor) == ([], cursor) or json.loads(cursor)["position"] > 0
-    again, _ = look(stores, instance, cursor)
-    assert again == []
+    succeed(instance, requests)
+    again, later = look(stores, instance, cursor)
+    assert again == [] and json.loads(later)["done"] >= json.loads(cursor)["asked"]
 
 
 def test_a_correction_by_plain_sql_asks_for_exactly_its_months(
     stores: Stores, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    _, cursor = look(stores, instance, None)
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
     times = year_of_bars().query("symbol == 'AAPL'")["time"].sort_values(ignore_index=True)
     for position in (30, 200):
         execute(settings, REVISE, 0, times[position].to_pydatetime())
@@ -121,29 +137,34 @@ def test_a_correction_by_plain_sql_asks_for_exactly_its_months(
     reached = [(times[at], times[min(at + PIPELINE_FEATURES.lookback - 1, len(times) - 1)]) for at in (30, 200)]
     assert months(requests) == [(f"{first:%Y-%m}", f"{last:%Y-%m}") for first, last in reached]
     first_key = requests[0].run_key
+    succeed(instance, requests)
 
     execute(settings, REVISE, 0.01, times[30].to_pydatetime())
     requests, cursor = look(stores, instance, cursor)
     assert months(requests) == [(f"{reached[0][0]:%Y-%m}", f"{reached[0][1]:%Y-%m}")]
     assert requests[0].run_key != first_key
+    succeed(instance, requests)
     assert look(stores, instance, cursor)[0] == []
 
 
 def test_a_look_that_was_not_remembered_asks_again_with_the_same_key(
     stores: Stores, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    _, cursor = look(stores, instance, None)
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
     execute(settings, REVISE, 0, datetime(2012, 12, 31, tzinfo=UTC))
-    (first,), _ = look(stores, instance, cursor)
+    (first,), later = look(stores, instance, cursor)
     (again,), _ = look(stores, instance, cursor)
+    (never_made,), _ = look(stores, instance, later)
     assert months([first]) == [("2012-12", "2012-12")]
-    assert again.run_key == first.run_key
+    assert again.run_key == never_made.run_key == first.run_key
 
 
 def test_what_is_unchanged_or_of_another_timeframe_or_symbol_asks_for_nothing(
     stores: Stores, settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    _, cursor = look(stores, instance, None)
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
     assert store(settings, year_of_bars())["unchanged"] == len(year_of_bars())
     insert = "insert into market_data (symbol, timeframe, time, open, high, low, close, volume) values"
     execute(settings, f"{insert} ('AAPL', 'H1', '2012-05-15', 1, 1, 1, 1, 1)")
@@ -158,10 +179,60 @@ def test_an_unreachable_database_is_an_error_and_moves_no_cursor(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     nowhere = Stores(Settings(home=settings.home, database_url="postgresql://me@127.0.0.1:1/bars"))
-    context = dg.build_sensor_context(instance=instance, cursor='{"position": 5}', resources={"stores": nowhere})
+    context = dg.build_sensor_context(instance=instance, cursor='{"done": 5}', resources={"stores": nowhere})
     with pytest.raises(Exception, match=r"did not answer|Connection refused"):
         market_data_revision_sensor.evaluate_tick(context)
-    assert context.cursor == '{"position": 5}'
+    assert context.cursor == '{"done": 5}'
+
+
+def test_a_correction_whose_run_failed_is_asked_for_again_and_not_passed_over(
+    stores: Stores, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
+    execute(settings, REVISE, 0, datetime(2012, 12, 31, tzinfo=UTC))
+    failed, cursor = look(stores, instance, cursor)
+    done = json.loads(cursor)["done"]
+    succeed(instance, failed, "STARTED")
+    assert look(stores, instance, cursor) == ([], cursor)  # waits
+    (run,) = instance.get_runs(dg.RunsFilter(tags={RUN_KEY_TAG: str(failed[0].run_key)}))
+    instance.report_run_failed(run)
+
+    # A bar that comes meanwhile does not let the failed one be forgotten.
+    execute(settings, REVISE, 0.01, datetime(2012, 12, 28, tzinfo=UTC))
+    nothing, cursor = look(stores, instance, cursor)
+    assert nothing == [] and json.loads(cursor)["done"] == done
+    memory = {**json.loads(cursor), "again_at": "2020-01-01T00:00:00+00:00"}  # the pause is over
+    again, cursor = look(stores, instance, json.dumps(memory))
+    assert months(again) == [("2012-12", "2012-12")] and again[0].run_key != failed[0].run_key
+    succeed(instance, again)
+    nothing, cursor = look(stores, instance, cursor)
+    assert nothing == [] and json.loads(cursor)["done"] > done
+
+
+def test_one_change_of_a_transaction_that_commits_late_is_not_passed_over(
+    stores: Stores, settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
+    late = psycopg2.connect(settings.database_url.get_secret_value())
+    try:
+        with late.cursor() as session:
+            session.execute(REVISE, (0, datetime(2012, 5, 15, tzinfo=UTC)))
+        # A later transaction commits first, and its months are done.
+        execute(settings, REVISE, 0, datetime(2012, 12, 31, tzinfo=UTC))
+        for _ in range(2):
+            requests, cursor = look(stores, instance, cursor)
+            succeed(instance, requests)
+        late.commit()
+    finally:
+        late.close()
+    seen = []
+    for _ in range(3):
+        requests, cursor = look(stores, instance, cursor)
+        succeed(instance, requests)
+        seen += months(requests)
+    assert seen[0][0] == "2012-05"
 
 
 # ---------------------------------------------------------------- the schedule
