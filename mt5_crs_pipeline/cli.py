@@ -251,13 +251,18 @@ def ui(port: int) -> None:
 
 
 @commands.command(epilog="Example: mt5-crs doctor")
+@click.option(
+    "--rebuild-check",
+    is_flag=True,
+    help="Also build all months anew from the table, beside the lake, and compare every file byte for byte.",
+)
 @JSON_OPTION
-def doctor(as_json: bool) -> None:
+def doctor(rebuild_check: bool, as_json: bool) -> None:
     """Check settings, database, stored files, models and registry; exit 1 when something is wrong."""
     from mt5_crs_pipeline.doctor import examine
 
     findings = []
-    for finding in examine(load_settings()):
+    for finding in examine(load_settings(), rebuild_check):
         findings.append(finding)
         if not as_json:
             click.echo(f"{'ok  ' if finding['ok'] else 'FAIL'} {finding['what']}: {finding['found']}")

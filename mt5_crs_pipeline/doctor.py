@@ -1,7 +1,7 @@
 """What `mt5-crs doctor` looks at: each finding says what was examined, what was found, and whether it is right."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mt5_crs_pipeline.adapters.bar_store import stored_symbols
@@ -20,8 +20,11 @@ from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.settings import Settings
 
 
-def examine(settings: Settings) -> Iterator[dict[str, Any]]:
-    """Yield findings (what, found, ok), the database's first; an examination that fails is a finding too."""
+def examine(settings: Settings, rebuild: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield findings (what, found, ok), the database's first; an examination that fails is a finding too.
+
+    With `rebuild` all months are built anew as well, and compared with the lake.
+    """
     yield _finding("package", lambda: f"{package_version()} with {_versions()}")
     yield _finding("state folder", lambda: str(settings.home))
     database = Database(settings)
@@ -36,6 +39,8 @@ def examine(settings: Settings) -> Iterator[dict[str, Any]]:
     yield _finding("lake", lambda: _lake(Lake(settings.lake)))
     yield _finding("stored features", lambda: _stored_features(Lake(settings.lake)))
     yield _finding("models", lambda: _models(ModelStore(settings.models)))
+    if rebuild:
+        yield _finding("rebuild", lambda: _rebuild(settings))
 
 
 def _finding(what: str, look: Callable[[], str]) -> dict[str, Any]:
@@ -81,6 +86,25 @@ def _lake(lake: Lake) -> str:
 
 def _stored_features(lake: Lake) -> str:
     return _equal(parity_of_lake(lake, lake.months(TECHNICAL_FEATURES)))
+
+
+def _rebuild(settings: Settings) -> str:
+    # Dagster costs seconds that the other examinations need not pay.
+    from mt5_crs_pipeline.rebuild import rebuild_check
+
+    found = rebuild_check(settings)
+    if found.different:
+        raise PipelineError(f"{_first(found.different)} not what the bars give: delete them and run `mt5-crs retrain`")
+    if found.waiting:
+        raise PipelineError(
+            f"{found.equal} files equal a full rebuild, {_first(found.waiting)} behind the table: `mt5-crs ui` computes"
+            " them when its sensor looks, or run `mt5-crs retrain`"
+        )
+    return f"{found.equal} files equal a full rebuild byte for byte"
+
+
+def _first(files: Sequence[str]) -> str:
+    return f"{len(files)} files ({', '.join(files[:3])}{', ...' if len(files) > 3 else ''}) are"
 
 
 def _online_features(url: str, settings: Settings) -> str:

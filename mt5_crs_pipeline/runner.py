@@ -96,7 +96,7 @@ def retrain(settings: Settings, database: Database, say: Callable[[str], None], 
     from mt5_crs_pipeline.definitions import defs
 
     with database.url() as url:
-        months = _months(settings, url)
+        months = stored_months(settings, url)
         with dagster_instance(settings, url) as instance:
             _wait_for_other_runs(instance, say)
             job = dg.Definitions.merge(defs, dg.Definitions(loggers={"console": progress_logger})).resolve_job_def(
@@ -106,7 +106,8 @@ def retrain(settings: Settings, database: Database, say: Callable[[str], None], 
             result = job.execute_in_process(
                 instance=instance,
                 run_config={"loggers": {"console": {}}, **_training_config(as_of)},
-                tags={**range_tags(months[0], months[-1]), PROCESS_TAG: own_process()},
+                # Who started it sees it fail; the daemon must not start it again.
+                tags={**range_tags(months[0], months[-1]), PROCESS_TAG: own_process(), "dagster/max_retries": "0"},
                 raise_on_error=False,
             )
     if not result.success:
@@ -166,7 +167,8 @@ def _wait_for_other_runs(instance: dg.DagsterInstance, say: Callable[[str], None
             time.sleep(1)
 
 
-def _months(settings: Settings, url: str) -> list[str]:
+def stored_months(settings: Settings, url: str) -> list[str]:
+    """Return the months from the first one of the settings on that have bars, sorted; raise InputError without any."""
     with connected(url) as connection:
         stored = months_with_bars(connection, settings.timeframe, settings.symbols)
     if not stored:

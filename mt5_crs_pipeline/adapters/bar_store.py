@@ -172,37 +172,43 @@ def changes_since(
         cursor.execute("select pg_snapshot_xmin(pg_current_snapshot())::text::bigint")
         position = int(cursor.fetchall()[0][0])
         since = cursor_position if cursor_position is not None and cursor_position <= position else 0
-        cursor.execute(
-            """
-            with changed as (
-                select symbol, to_char(time at time zone 'UTC', 'YYYY-MM') as month,
-                       max(time) as newest, max(recorded_by::text::bigint) as last_change
-                from market_data
-                where timeframe = %(timeframe)s and recorded_by >= %(since)s::text::xid8
-                  and recorded_by < %(position)s::text::xid8 and (%(symbols)s = '{}' or symbol = any(%(symbols)s))
-                group by 1, 2
-            )
-            select symbol, month, last_change, to_char(coalesce(reach.time, newest) at time zone 'UTC', 'YYYY-MM')
-            from changed left join lateral (
-                select max(time) as time from (
-                    select distinct time from market_data later
-                    where later.symbol = changed.symbol and later.timeframe = %(timeframe)s
-                      and later.time > changed.newest
-                    order by time limit %(reach)s
-                ) as following
-            ) as reach on true
-            order by symbol, month
-            """,
-            {
-                "timeframe": timeframe,
-                "since": str(since),
-                "position": str(position),
-                "reach": reach_bars,
-                "symbols": list(symbols),
-            },
-        )
+        cursor.execute(*changes_query(timeframe, since, position, reach_bars, symbols))
         changed = [ChangedBars(symbol, month, reach, last) for symbol, month, last, reach in cursor.fetchall()]
     return changed, position
+
+
+def changes_query(
+    timeframe: str, since: int, until: int, reach_bars: int, symbols: Iterable[str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the query, and its parameters, for the bars recorded by transactions of [since, until)."""
+    query = """
+        with changed as (
+            select symbol, to_char(time at time zone 'UTC', 'YYYY-MM') as month,
+                   max(time) as newest, max(recorded_by::text::bigint) as last_change
+            from market_data
+            where timeframe = %(timeframe)s and recorded_by >= %(since)s::text::xid8
+              and recorded_by < %(until)s::text::xid8 and (%(symbols)s = '{}' or symbol = any(%(symbols)s))
+            group by 1, 2
+        )
+        select symbol, month, last_change, to_char(coalesce(reach.time, newest) at time zone 'UTC', 'YYYY-MM')
+        from changed left join lateral (
+            select max(time) as time from (
+                select distinct time from market_data later
+                where later.symbol = changed.symbol and later.timeframe = %(timeframe)s
+                  and later.time > changed.newest
+                order by time limit %(reach)s
+            ) as following
+        ) as reach on true
+        order by symbol, month
+    """
+    parameters = {
+        "timeframe": timeframe,
+        "since": str(since),
+        "until": str(until),
+        "reach": reach_bars,
+        "symbols": list(symbols),
+    }
+    return query, parameters
 
 
 def read_foreign_table(

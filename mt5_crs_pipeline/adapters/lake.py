@@ -39,6 +39,13 @@ class Lake:
         """Return the months of `stage` that have rows, sorted."""
         return sorted(path.stem for path in self.stage_folder(stage).glob("[0-9]*.parquet"))
 
+    def row_count(self, stage: str, month: str) -> int:
+        """Return how many rows the file of a month says it has: 0 without a file, or with one that cannot be read."""
+        try:
+            return int(pq.read_metadata(self.file(stage, month)).num_rows)
+        except (OSError, pa.ArrowException):
+            return 0
+
     def write(self, stage: str, month: str, table: pa.Table) -> bool:
         """Make `table` the content of a month; True when the file changed. Equal content leaves the file alone."""
         path = self.file(stage, month)

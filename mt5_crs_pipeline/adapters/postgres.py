@@ -3,7 +3,7 @@
 import contextlib
 import importlib.resources
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import psycopg2
@@ -92,6 +92,19 @@ def connected(url: str) -> Iterator[Connection]:
                 yield connection
         finally:
             connection.close()
+
+
+def wait_for_lock(connection: Connection, name: str, waiting: Callable[[], None]) -> None:
+    """Take the advisory lock called `name` until the connection's transaction ends, however long that takes.
+
+    `waiting` is called once if somebody else has it. The server lets go of it when the process that has it dies.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+        if not _single(cursor):
+            waiting()
+            cursor.execute("set local lock_timeout to 0")
+            cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
 
 
 def prepare_database(url: str) -> None:

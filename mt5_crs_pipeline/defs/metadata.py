@@ -32,19 +32,22 @@ def row_metadata(rows: int, times: pd.Series, **more: Any) -> dict[str, Any]:
 
 def write_months(
     context: dg.AssetExecutionContext, lake: Lake, stage: str, rows: pd.DataFrame, schema: pa.Schema
-) -> int:
-    """Make `rows` the content of the run's months by the month of their `time`; return how many files changed.
+) -> dict[str, int]:
+    """Make `rows` the content of the run's months by the month of their `time`; return what that changed, as metadata.
 
     Each month's partition is told its own row count.
     """
     by_month = dict(list(rows.groupby(month_of(rows["time"]), sort=False)))
-    changed = 0
+    changed = added = 0
     for month in context.partition_keys:
         part = by_month.get(month, rows.iloc[:0])
         table = pa.Table.from_pandas(part, schema=schema, preserve_index=False).replace_schema_metadata()
-        changed += lake.write(stage, month, table)
+        before = lake.row_count(stage, month)
+        if lake.write(stage, month, table):
+            changed += 1
+            added += len(part) - before
         context.add_asset_metadata({"dagster/partition_row_count": len(part)}, partition_key=month)
-    return changed
+    return {"files_changed": changed, "rows_added": added}
 
 
 def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:

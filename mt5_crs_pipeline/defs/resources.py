@@ -1,12 +1,13 @@
 """What the assets work on, made from the settings."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.lake import Lake
 from mt5_crs_pipeline.adapters.model_store import ModelStore
+from mt5_crs_pipeline.adapters.postgres import wait_for_lock
 from mt5_crs_pipeline.adapters.recipe_file import read_recipe
 from mt5_crs_pipeline.core.recipe import Recipe
 from mt5_crs_pipeline.settings import Settings
@@ -30,6 +31,13 @@ class Stores:
     def recipe(self) -> Recipe:
         """The label and training settings as the user's file has them now."""
         return read_recipe(self._recipe_file)
+
+    @contextlib.contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Hold the one place for writers of this lake, among all processes; call `waiting` once if somebody has it."""
+        with self.database.connection() as connection:
+            wait_for_lock(connection, f"lake {self.lake.folder}", waiting)
+            yield
 
     @contextlib.contextmanager
     def feast(self) -> Iterator[FeastStore]:

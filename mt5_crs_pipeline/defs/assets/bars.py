@@ -18,6 +18,7 @@ from mt5_crs_pipeline.defs.checks import BARS_CHECK, check_bars
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, window
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.steps import step
 
 
 @monthly_asset(
@@ -26,6 +27,7 @@ from mt5_crs_pipeline.defs.resources import Stores
     owners=["team:market-data"],
     metadata=column_schema(BAR_SCHEMA),
 )
+@step
 def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """All revisions of the bars of the months, read from the market_data table in one snapshot."""
     start, end = window(context.partition_keys)
@@ -37,7 +39,7 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
         metadata=row_metadata(
             len(frame),
             frame["time"],
-            files_changed=changed,
+            **changed,
             bars=len(latest_revisions(frame)),
             symbols=sorted(frame["symbol"].unique()),
         )
@@ -52,6 +54,7 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
     check_specs=[BARS_CHECK],
     metadata=column_schema(CLOSED_BAR_SCHEMA),
 )
+@step
 def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Valid revisions of closed bars as one sorted Parquet file per month; bad ones go to quarantine with a reason."""
     extracted = stores.lake.read(EXTRACT, context.partition_keys, BAR_SCHEMA).to_pandas()
@@ -68,7 +71,7 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
         metadata=row_metadata(
             len(revisions),
             revisions["time"],
-            files_changed=changed,
+            **changed,
             bars=len(latest_revisions(revisions)),
             still_forming=int((reasons == "not_closed_yet").sum()),
             quarantined=len(rejected),

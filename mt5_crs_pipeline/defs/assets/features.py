@@ -23,9 +23,11 @@ from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, ONLINE_CHECK, PARITY_CH
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.steps import step
 
 
 @dg.asset(group_name="features", kinds={"feast", "postgres"}, owners=["team:ml-platform"], deps=[market_data_parquet])
+@step
 def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Feast's registry, made equal to the definitions that the feature module generates."""
     with stores.feast() as feast:
@@ -41,6 +43,7 @@ def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     check_specs=[FEATURES_CHECK, PARITY_CHECK],
     metadata=column_schema(feature_schema()),
 )
+@step
 def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Features of every bar of the months, one version for every state of the bars they were computed from."""
     months = context.partition_keys
@@ -53,7 +56,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
         metadata=row_metadata(
             len(rows),
             rows[EVENT_TIMESTAMP],
-            files_changed=changed,
+            **changed,
             features=len(PIPELINE_FEATURES.features),
             lookback_bars=PIPELINE_FEATURES.lookback,
             bars=len(rows[["symbol", "time"]].drop_duplicates()),
@@ -73,6 +76,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     deps=[technical_features],
     check_specs=[ONLINE_CHECK],
 )
+@step
 def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Newest feature row of every symbol that has bars in these months, online unless a newer one is there already."""
     months = context.partition_keys

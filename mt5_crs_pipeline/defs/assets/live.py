@@ -9,9 +9,11 @@ from mt5_crs_pipeline.core.live import NO_OUTCOME_YET
 from mt5_crs_pipeline.defs.assets.model import champion_model
 from mt5_crs_pipeline.defs.metadata import picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.steps import step
 
 
 @dg.asset(group_name="model", kinds={"postgres"}, owners=["team:research"], deps=[champion_model])
+@step
 def live_predictions(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """The champion's word on every symbol's newest bar, kept before its outcome, and what became of earlier ones."""
     with stores.database.connection() as connection:

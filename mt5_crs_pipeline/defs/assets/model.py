@@ -42,6 +42,7 @@ from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import LOOK_AHEAD_CHECK, TRAINING_CHECK, check_parity, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.steps import step
 
 
 class TrainingSetConfig(dg.Config):
@@ -60,6 +61,7 @@ class TrainingSetConfig(dg.Config):
     check_specs=[TRAINING_CHECK, LOOK_AHEAD_CHECK],
     metadata=column_schema(training_schema()),
 )
+@step
 def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Every closed label joined by Feast with the features known at its bar's close; rows in warm-up are left out."""
     bars = _bars_as_of(stores, config.as_of)
@@ -103,6 +105,7 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
 
 
 @dg.asset(group_name="model", kinds={"xgboost"}, owners=["team:research"], deps=[training_set])
+@step
 def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """A model of all training rows, with the out-of-sample predictions of its walk-forward siblings, as one bundle."""
     rows = _training_rows(stores)
@@ -146,6 +149,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
 
 
 @dg.asset(group_name="model", kinds={"html"}, owners=["team:research"], deps=[xgboost_model])
+@step
 def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """What the model is worth on rows it never saw, as a report that says in words whether an edge was shown."""
     bundle = stores.models.load(current_version(stores))
@@ -183,6 +187,7 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
 
 
 @dg.asset(group_name="model", kinds={"json"}, owners=["team:research"], deps=[model_evaluation])
+@step
 def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """The model that predicts: replaced only on evidence against chance and the champion; every verdict is kept."""
     bundle = stores.models.load(current_version(stores))
