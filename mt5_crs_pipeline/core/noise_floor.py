@@ -55,6 +55,11 @@ class NoiseFloor:
     refused: tuple[str, ...] = ()
     """Why runs were not possible, one sentence each."""
 
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs of both kinds."""
+        return (*self.permuted, *self.walks)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the floor as JSON values."""
         return asdict(self)
@@ -70,24 +75,35 @@ class NoiseFloor:
 class Place:
     """Where a model lies among the runs of a noise floor, on the rows up to the floor's last."""
 
+    floor: NoiseFloor
     model: Run
-    runs: int
-    above: int
-    """How many runs the model's log-wealth exceeds."""
-    above_in_accuracy: int
+
+    @property
+    def above(self) -> int:
+        """How many runs the model's log-wealth exceeds."""
+        return sum(run.log_wealth < self.model.log_wealth for run in self.floor.runs)
+
+    @property
+    def above_in_accuracy(self) -> int:
+        """How many runs the model's accuracy, less the base rate, exceeds."""
+        return sum(run.accuracy_gain < self.model.accuracy_gain for run in self.floor.runs)
 
     @property
     def p_value(self) -> float:
-        """(1 + runs that reach the model's log-wealth) / (1 + runs): Davison, Hinkley 1997, eq. 4.11."""
-        return (1 + self.runs - self.above) / (1 + self.runs)
+        """(1 + runs that reach the model's log-wealth) / (1 + runs): Davison, Hinkley 1997, Bootstrap Methods, 4.2."""
+        runs = len(self.floor.runs)
+        return (1 + runs - self.above) / (1 + runs)
 
     @property
     def sentence(self) -> str:
-        """Say it in one sentence, for a log-wealth as for a reader."""
-        smallest = f", the smallest that {self.runs} runs can give" if self.above == self.runs else ""
+        """Say where the model lies, or why that is not known."""
+        runs = len(self.floor.runs)
+        if not runs:
+            return f"No run on data where nothing can be known was possible: {self.floor.refused[0]}."
+        least = f", the smallest that {runs} runs can give" if self.above == runs else ""
         return (
-            f"The model's log-wealth {self.model.log_wealth:.2f} lies above {self.above} of {self.runs} runs on data"
-            f" where nothing can be known: p = {self.p_value:.2g}{smallest}."
+            f"The model's log-wealth {self.model.log_wealth:.2f} lies above {self.above} of {runs} runs on data where"
+            f" nothing can be known: p = {self.p_value:.2g}{least}."
         )
 
 
@@ -103,16 +119,16 @@ def permuted(rows: pd.DataFrame, seed: int, horizon_bars: int = 1) -> pd.DataFra
     """
     instants, times = pd.factorize(rows[EVENT_TIMESTAMP], sort=True)
     source = _permuted_blocks(rows[TARGET].groupby(instants).mean(), horizon_bars, seed)
-    place = np.empty_like(source)
-    place[source] = np.arange(len(times))
+    turn = np.empty_like(source)
+    turn[source] = np.arange(len(times))
     taken = np.empty(len(rows), dtype=np.intp)
-    for own in rows.groupby("symbol", sort=False).indices.values():
-        own = own[np.argsort(instants[own], kind="stable")]
+    for positions in rows.groupby("symbol", sort=False).indices.values():
+        own = np.asarray(positions)[np.argsort(instants[positions], kind="stable")]
         row_at = np.full(len(times), -1)
         row_at[instants[own]] = own
         found = row_at[source[instants[own]]]
         left = np.setdiff1d(own, found)
-        found[found < 0] = left[np.argsort(place[instants[left]], kind="stable")]
+        found[found < 0] = left[np.argsort(turn[instants[left]], kind="stable")]
         taken[own] = found
     return rows.assign(**{name: rows[name].to_numpy()[taken] for name in (TARGET, FORWARD_RETURN)})
 
@@ -139,7 +155,7 @@ def random_walk(bars: pd.DataFrame, seed: int) -> pd.DataFrame:
     walk = bars.sort_values(["symbol", "time"], kind="stable", ignore_index=True)
     times, instant = np.unique(walk["time"].dt.tz_localize(None).to_numpy(), return_inverse=True)
     sign = pd.Series([-1.0, 1.0]).sample(len(times), replace=True, random_state=seed).to_numpy()[instant]
-    logs = np.log(walk[list(PRICE_COLUMNS)])
+    logs = walk[list(PRICE_COLUMNS)].transform(np.log)
     before = logs["close"].groupby(walk["symbol"], sort=False).shift().fillna(logs["open"])
     opened, high, low, change = logs.sub(before, axis=0).to_numpy().T
     sizes = pd.Series(np.abs(change)).where(lambda size: size > _UNCHANGED)
@@ -148,16 +164,14 @@ def random_walk(bars: pd.DataFrame, seed: int) -> pd.DataFrame:
     start = logs["open"].groupby(walk["symbol"], sort=False).transform("first")
     close = start + pd.Series(change).groupby(walk["symbol"], sort=False).cumsum()
     before = close.groupby(walk["symbol"], sort=False).shift().fillna(start)
-    made = np.exp(
-        pd.DataFrame(
-            {
-                "open": before + opened * sign,
-                "high": before + np.where(sign > 0, high, -low),
-                "low": before + np.where(sign > 0, low, -high),
-                "close": close,
-            }
-        )
-    )
+    made = pd.DataFrame(
+        {
+            "open": before + opened * sign,
+            "high": before + np.where(sign > 0, high, -low),
+            "low": before + np.where(sign > 0, low, -high),
+            "close": close,
+        }
+    ).transform(np.exp)
     # By a last bit of rounding, and where an unchanged close was moved.
     high, low = made[["high", "open", "close"]].max(axis=1), made[["low", "open", "close"]].min(axis=1)
     return walk.assign(**made.assign(high=high, low=low), adjusted_close=np.nan)
@@ -240,18 +254,9 @@ def noise_floor(
 
 
 def place(floor: NoiseFloor, predictions: pd.DataFrame, horizon_bars: int) -> Place | None:
-    """Return where a model's out-of-sample predictions lie among the runs, or None where no run was possible.
+    """Return where a model's out-of-sample predictions lie among the runs; None where none of them has a target.
 
     Predictions of after the floor's last row do not count: the runs had no such rows.
     """
-    runs = (*floor.permuted, *floor.walks)
     known = predictions[predictions[EVENT_TIMESTAMP] <= pd.Timestamp(floor.last)]
-    if not runs or known[TARGET].isna().all():
-        return None
-    model = outcome(known, horizon_bars)
-    return Place(
-        model=model,
-        runs=len(runs),
-        above=sum(run.log_wealth < model.log_wealth for run in runs),
-        above_in_accuracy=sum(run.accuracy_gain < model.accuracy_gain for run in runs),
-    )
+    return Place(floor, outcome(known, horizon_bars)) if known[TARGET].notna().any() else None
