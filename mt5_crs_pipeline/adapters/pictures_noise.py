@@ -29,6 +29,6 @@ def noise_floor(place: Place) -> bytes:
     axes.set_ylim(len(kinds) - 0.5, -0.5)
     axes.grid(axis="x", color=GRID)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("log-wealth against the best constant rates (nats)")
+    axes.set_xlabel("log-wealth (nats)")
     legend_below(axes)
     return png_bytes(figure)

@@ -173,8 +173,8 @@ def random_walk(bars: pd.DataFrame, seed: int) -> pd.DataFrame:
         }
     ).transform(np.exp)
     # By a last bit of rounding, and where an unchanged close was moved.
-    high, low = made[["high", "open", "close"]].max(axis=1), made[["low", "open", "close"]].min(axis=1)
-    return walk.assign(**made.assign(high=high, low=low), adjusted_close=np.nan)
+    made["high"], made["low"] = made[["high", "open", "close"]].max(axis=1), made[["low", "open", "close"]].min(axis=1)
+    return walk.assign(**{name: made[name] for name in PRICE_COLUMNS}, adjusted_close=np.nan)
 
 
 def walk_rows(
