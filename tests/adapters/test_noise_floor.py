@@ -1,6 +1,7 @@
 """The noise floor as a file, a picture and a section of the report."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ HIGH, LOW = Place(FLOOR, Run(2.88, 0.02)), Place(FLOOR, Run(-3.0, -0.05))
 NONE = Place(replace(FLOOR, permuted=(), walks=(), refused=("training needs <both> classes",)), Run(1.0, 0.0))
 
 
+@cache
 def page(place: Place | None) -> Page:
     return Page(render_report(sample(), METADATA, NOT_PROMOTED, EARNED, noise=place))
 
