@@ -185,8 +185,7 @@ def walk_rows(
     features = feature_frame(walk, config)
     features.insert(0, EVENT_TIMESTAMP, close_time(walk["time"], timeframe))
     features.insert(0, "symbol", walk["symbol"])
-    there = rows[["symbol", EVENT_TIMESTAMP]].merge(labelled_bars(walk, timeframe, label)).merge(features)
-    return there.dropna(subset=get_feature_names(config), ignore_index=True)
+    return rows[["symbol", EVENT_TIMESTAMP]].merge(labelled_bars(walk, timeframe, label)).merge(features)
 
 
 def outcome(predictions: pd.DataFrame, horizon_bars: int) -> Run:

@@ -62,7 +62,8 @@ def test_the_report_says_where_the_model_lies_of_what_the_floor_is_made_and_that
     text = section(HIGH)
     assert HIGH.sentence in text
     for expected in (
-        "10 runs on permuted labels, 10 on random walks, shaped like 12,345 rows from 2020-01-01 00:00 UTC to 2024-03-26",
+        "10 runs on permuted labels, 10 on random walks",
+        "shaped like 12,345 rows from 2020-01-01 00:00 UTC to 2024-03-26 00:00 UTC",
         "made on 2024-03-26 01:02 UTC",
         "promotion does not ask it",
     ):
