@@ -5,7 +5,13 @@ import dagster as dg
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.assets.live import live_predictions
-from mt5_crs_pipeline.defs.assets.model import champion_model, model_evaluation, training_set, xgboost_model
+from mt5_crs_pipeline.defs.assets.model import (
+    champion_model,
+    model_evaluation,
+    noise_floor,
+    training_set,
+    xgboost_model,
+)
 from mt5_crs_pipeline.defs.automation import (
     daily_retrain,
     daily_retrain_schedule,
@@ -24,6 +30,7 @@ defs = dg.Definitions(
         feast_online_store,
         training_set,
         xgboost_model,
+        noise_floor,
         model_evaluation,
         champion_model,
         live_predictions,

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     timeframe: str = "D1"
     start: str = "2000-01"
     trading_cost: float | None = Field(default=None, ge=0, lt=1)
+    noise_runs: int = Field(default=10, ge=0, le=1000)
     symbols: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("home")

@@ -22,9 +22,10 @@ TIMEOUT_S = 300
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """The environment of a user who set nothing but the state folder and `settings`."""
+    """The environment of a user who set nothing but the state folder and `settings`, and who waits for no noise."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MT5_CRS_", "DAGSTER_"))}
-    return kept | {"MT5_CRS_HOME": str(home)} | {f"MT5_CRS_{name}": value for name, value in settings.items()}
+    given = {"HOME": str(home), "NOISE_RUNS": "0"} | settings
+    return kept | {f"MT5_CRS_{name}": value for name, value in given.items()}
 
 
 def run(home: Path, *arguments: object, **settings: str) -> "subprocess.CompletedProcess[str]":

@@ -56,8 +56,8 @@ def database_url(server: str) -> Iterator[str]:
 
 @pytest.fixture
 def settings(database_url: str, tmp_path: Path) -> Settings:
-    """Settings of a state folder and database of the test's own, for daily bars."""
-    return Settings(home=tmp_path / "home", database_url=database_url)
+    """Settings of a state folder and database of the test's own, for daily bars and the shortest of noise floors."""
+    return Settings(home=tmp_path / "home", database_url=database_url, noise_runs=1)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,8 @@ UPSTREAM = {
     "feast_online_store": ["technical_features"],
     "training_set": ["feast_online_store"],
     "xgboost_model": ["training_set"],
-    "model_evaluation": ["xgboost_model"],
+    "noise_floor": ["xgboost_model"],
+    "model_evaluation": ["noise_floor", "xgboost_model"],
     "champion_model": ["model_evaluation"],
     "live_predictions": ["champion_model"],
 }

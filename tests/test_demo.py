@@ -20,9 +20,9 @@ from tests.commands import comes_true, hashes, of_folder, read_until, started, s
 
 STEPS = (
     *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
-    *("training_set", "xgboost_model", "model_evaluation", "champion_model", "live_predictions"),
+    *("training_set", "xgboost_model", "noise_floor", "model_evaluation", "champion_model", "live_predictions"),
 )
-SMALL = {"START": "2011-01"}
+SMALL = {"START": "2011-01", "NOISE_RUNS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "REDIS_URL": "redis://host",
         "TIMEFRAME": "H1",
         "START": "2015-07",
+        "NOISE_RUNS": "3",
         "SYMBOLS": " EURUSD, US30.cash ,,#AAPL ",
     }.items():
         monkeypatch.setenv(f"MT5_CRS_{name}", value)
@@ -43,6 +44,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert settings.database_url.get_secret_value() == SECRET
     assert settings.redis_url.get_secret_value() == "redis://host"
     assert (settings.timeframe, settings.start) == ("H1", "2015-07")
+    assert settings.noise_runs == 3
     assert settings.symbols == ("EURUSD", "US30.cash", "#AAPL")
     assert settings.lake == tmp_path / "state" / "lake" / "H1"
     assert settings.models == tmp_path / "state" / "models" / "H1"
@@ -58,7 +60,7 @@ def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.Monk
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "TRADING_COST"):
+    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "TRADING_COST", "NOISE_RUNS"):
         monkeypatch.setenv(f"MT5_CRS_{name}", "")
     assert load_settings() == Settings()
     assert load_settings().home == tmp_path / ".mt5_crs"
@@ -83,6 +85,9 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         ("TRADING_COST", "-0.1", ["greater than or equal to 0", "'-0.1'"]),
         ("TRADING_COST", "nan", ["TRADING_COST", "nan"]),
         ("TRADING_COST", "cheap", ["number", "cheap"]),
+        ("NOISE_RUNS", "-1", ["greater than or equal to 0", "'-1'"]),
+        ("NOISE_RUNS", "1001", ["less than or equal to 1000", "'1001'"]),
+        ("NOISE_RUNS", "2.5", ["integer", "'2.5'"]),
         ("SYMBOLS", "EURUSD,../etc", ["'../etc'", "A-Z"]),
         ("SYMBOLS", "'; drop table market_data; --", ["drop table", "A-Z"]),
         ("SYMBOLS", "EUR USD", ["'EUR USD'"]),

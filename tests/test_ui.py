@@ -29,7 +29,7 @@ from tests.commands import (
 
 ASSETS = {
     *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
-    *("training_set", "xgboost_model", "model_evaluation", "champion_model", "live_predictions"),
+    *("training_set", "xgboost_model", "noise_floor", "model_evaluation", "champion_model", "live_predictions"),
 }
 SETTINGS = {"START": "2011-06"}
 FIRST, LAST = "2011-06", "2012-12"

@@ -8,10 +8,11 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from mt5_crs_pipeline.adapters import pictures, pictures_details, pictures_economics
+from mt5_crs_pipeline.adapters import pictures, pictures_details, pictures_economics, pictures_noise
 from mt5_crs_pipeline.core.economics import Economics
 from mt5_crs_pipeline.core.evaluation import Evaluation
 from mt5_crs_pipeline.core.live import NO_OUTCOME_YET, LiveRecord
+from mt5_crs_pipeline.core.noise_floor import Place
 from mt5_crs_pipeline.core.promotion import Verdict
 
 TEMPLATE = "report.html.jinja"
@@ -35,12 +36,14 @@ def render_report(
     earned: Economics,
     live: LiveRecord | None = None,
     bundle_hash: str = "",
+    noise: Place | None = None,
 ) -> bytes:
     """Return the report as UTF-8 HTML that loads nothing from elsewhere; equal input gives equal bytes.
 
     `model_metadata` is the bundle's `model_metadata.json`; a missing or empty key leaves its line out.
     `verdict` is the one on its promotion, `earned` what a simple rule made of the predictions, `live` the champion's
-    record, where any outcome is known, `bundle_hash` the SHA-256 of the bundle's checksums.
+    record, where any outcome is known, `bundle_hash` the SHA-256 of the bundle's checksums, `noise` where the model
+    lies among runs on data of which nothing can be known.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -56,6 +59,7 @@ def render_report(
         chance=verdict.evidence["against_chance"],
         meanings=_MEANINGS,
         pictures=_pictures(evaluation, verdict.evidence["against_chance"], model_metadata),
+        noise=_noise(noise),
         live=_live(live),
         groups=[
             ("By symbol", "Symbol", evaluation.by_symbol.to_dict(orient="records")),
@@ -72,6 +76,25 @@ def render_report(
         params=_pairs(model_metadata.get("params")),
     )
     return page.encode("utf-8")
+
+
+def _noise(place: Place | None) -> dict[str, str]:
+    """Return where the model lies among runs on noise: a sentence, where there is a floor what it is made of, and how
+    it looks."""
+    if place is None:
+        return {"sentence": "No noise floor was made for this recipe: MT5_CRS_NOISE_RUNS says of how many runs."}
+    floor = place.floor
+    made = (
+        f"{len(floor.permuted)} runs on permuted labels, {len(floor.walks)} on random walks, shaped like"
+        f" {_count(floor.rows)} rows from {_moment(floor.first)} to {_moment(floor.last)}; made on"
+        f" {_moment(floor.renewed_at)}, and anew when the recipe changes or the walk-forward gains a window."
+    )
+    if floor.refused:
+        made += f" {len(floor.refused)} more could not be trained, the first because: {floor.refused[0]}."
+    said = {"sentence": place.sentence, "made": made}
+    if not floor.runs:
+        return said
+    return said | {"uri": pictures.data_uri(pictures_noise.noise_floor(place)), "alt": pictures_noise.finding(place)}
 
 
 def _live(record: LiveRecord | None) -> dict[str, str]:

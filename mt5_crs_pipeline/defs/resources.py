@@ -21,6 +21,7 @@ class Stores:
         self.symbols = settings.symbols
         self.reports = settings.reports
         self.trading_cost = settings.trading_cost
+        self.noise_runs = settings.noise_runs
         self.database = Database(settings)
         self.lake = Lake(settings.lake)
         self._redis_url = settings.redis_url

@@ -18,6 +18,7 @@ from mt5_crs_pipeline.defs.assets.model import (
     champion_model,
     current_version,
     model_evaluation,
+    noise_floor,
     training_set,
     xgboost_model,
 )
@@ -31,7 +32,7 @@ from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, me
 BARS = [market_data, market_data_parquet]
 FEATURES = [*BARS, feast_registry, technical_features]
 ALL_FEATURES = [*FEATURES, feast_online_store]
-MODEL = [training_set, xgboost_model, model_evaluation, champion_model]
+MODEL = [training_set, xgboost_model, noise_floor, model_evaluation, champion_model]
 LOOKBACK = PIPELINE_FEATURES.lookback
 
 

@@ -2,18 +2,20 @@
 
 import hashlib
 from datetime import UTC, datetime
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pyarrow as pa
 from pydantic import Field
 
-from mt5_crs_pipeline.adapters import pictures, pictures_economics
+from mt5_crs_pipeline.adapters import pictures, pictures_economics, pictures_noise
 from mt5_crs_pipeline.adapters.feature_parity import certify, parity_of_training_rows, proof_for_training
 from mt5_crs_pipeline.adapters.files import commit_bytes, sha256
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, parquet_bytes, read_parquet
 from mt5_crs_pipeline.adapters.live_predictions import live_record
 from mt5_crs_pipeline.adapters.model_store import Bundle
+from mt5_crs_pipeline.adapters.noise_floor_file import read_noise_floor, write_noise_floor
 from mt5_crs_pipeline.adapters.promotion import judge, promote_on_evidence
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.adapters.trial_ledger import record_trial
@@ -35,6 +37,8 @@ from mt5_crs_pipeline.core.importance import MeanImportance
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
 from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
+from mt5_crs_pipeline.core.noise_floor import Place, place, shape
+from mt5_crs_pipeline.core.noise_floor import noise_floor as noise_floor_of
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
 from mt5_crs_pipeline.core.splits import latest_times
 from mt5_crs_pipeline.core.weights import weighed
@@ -148,7 +152,25 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(group_name="model", kinds={"html"}, owners=["team:research"], deps=[xgboost_model])
+@dg.asset(group_name="model", kinds={"xgboost"}, owners=["team:research"], deps=[xgboost_model])
+@step
+def noise_floor(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+    """How the recipe fares where nothing can be known, on permuted labels and random walks; it decides nothing."""
+    if not stores.noise_runs:
+        return dg.MaterializeResult(metadata={"noise floor": "none: MT5_CRS_NOISE_RUNS is 0"})
+    wanted = _noise_shape(stores)
+    floor = read_noise_floor(stores.reports)
+    is_kept = floor is not None and floor.shape == wanted
+    if not is_kept:
+        rows, now = _training_rows(stores), datetime.now(UTC).isoformat(timespec="seconds")
+        bars = adjusted(_bars_as_of(stores, None))
+        made = noise_floor_of(rows, bars, stores.timeframe, stores.recipe, PIPELINE_FEATURES, stores.noise_runs, now)
+        write_noise_floor(stores.reports, made)
+    bundle = stores.models.load(current_version(stores))
+    return dg.MaterializeResult(metadata={"renewed": not is_kept, **_noise_metadata(_noise_place(stores, bundle))})
+
+
+@dg.asset(group_name="model", kinds={"html"}, owners=["team:research"], deps=[xgboost_model, noise_floor])
 @step
 def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """What the model is worth on rows it never saw, as a report that says in words whether an edge was shown."""
@@ -160,7 +182,8 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     chance = verdict.evidence["against_chance"]
     report = stores.reports / f"{bundle.version}.html"
     earned = economics(bundle.predictions(), chance["recipes"], bundle.label.horizon_bars, stores.trading_cost)
-    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live, bundle.checksum))
+    noise = _noise_place(stores, bundle)
+    commit_bytes(report, render_report(evaluation, bundle.metadata, verdict, earned, live, bundle.checksum, noise))
     return dg.MaterializeResult(
         metadata={
             "verdict": verdict.reason,
@@ -226,6 +249,38 @@ def current_version(stores: Stores) -> str:
     decisive += [repr(stores.recipe), library_versions()["xgboost"]]
     digest = hashlib.sha256("\n".join(decisive).encode()).hexdigest()
     return model_version(_training_rows(stores), digest)
+
+
+def _noise_shape(stores: Stores) -> str:
+    return shape(_training_rows(stores), stores.timeframe, stores.recipe, PIPELINE_FEATURES, stores.noise_runs)
+
+
+def _noise_place(stores: Stores, bundle: Bundle) -> Place | None:
+    """Return where a bundle lies in the noise floor, or None where none was made for its recipe."""
+    floor = read_noise_floor(stores.reports)
+    if floor is None or floor.shape != _noise_shape(stores):
+        return None
+    return place(floor, bundle.predictions(), bundle.label.horizon_bars)
+
+
+def _noise_metadata(found: Place | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    floor = found.floor
+    told = {
+        "noise floor": found.sentence,
+        "runs": len(floor.runs),
+        "runs below in log-wealth": found.above,
+        "runs below in accuracy": found.above_in_accuracy,
+        "renewed at": floor.renewed_at,
+        "shaped like rows": floor.rows,
+        "first": floor.first,
+        "last": floor.last,
+        "runs that could not be trained": list(floor.refused),
+    }
+    if floor.runs:
+        told["picture"] = picture(pictures_noise.noise_floor(found), "log-wealth where nothing can be known")
+    return told
 
 
 def _evaluation(bundle: Bundle) -> Evaluation:
