@@ -1,4 +1,4 @@
-"""The command line: mt5-crs demo, ingest, retrain, predict, report, rollback, ui, doctor, exec."""
+"""The command line: mt5-crs demo, ingest, retrain, search, predict, report, rollback, ui, doctor, exec."""
 
 import contextlib
 import json
@@ -35,8 +35,10 @@ def main() -> None:
         _fail(f"{error.format_message()}; see `{command} --help`", 2)
     except click.ClickException as error:
         _fail(error.format_message(), 1)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted: what was finished is kept, nothing is half written", 130)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        # Click puts its own exception in the place of one that may say more.
+        said = str(stop.__cause__ or "")
+        _fail(said or "interrupted: what was finished is kept, nothing is half written", 130)
 
 
 def _fail(message: str, code: int) -> None:
@@ -170,6 +172,25 @@ def retrain(as_of: str | None, as_json: bool) -> None:
         click.echo(json.dumps(result))
     else:
         _print_model(result)
+
+
+@commands.command(epilog="Example: mt5-crs search --trials 20")
+@click.option(
+    "--trials",
+    required=True,
+    type=click.IntRange(1, 1000),
+    help="How many settings to try. Each is a recipe that counts: N of them raise the evidence asked of all by ln N.",
+)
+@click.option(
+    "--write", is_flag=True, help="Put the best settings into the recipe file; `mt5-crs retrain` trains them."
+)
+@JSON_OPTION
+def search(trials: int, write: bool, as_json: bool) -> None:
+    """Search training settings at random, each judged out of sample on the stored training set and counted as tried."""
+    from mt5_crs_pipeline.search import search, summary
+
+    outcome = search(load_settings(), trials, write, lambda text: click.echo(text, nl=False, err=True))
+    click.echo(json.dumps(outcome.to_dict()) if as_json else "\n".join(summary(outcome)))
 
 
 @commands.command(epilog="Examples: mt5-crs predict --symbol AAPL    mt5-crs predict --bars EURUSD_H1.csv")

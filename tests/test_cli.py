@@ -23,7 +23,7 @@ from tests.adapters.small_model import VERSION, save_model
 from tests.commands import environment, hashes, run, short_folder, succeed, write_daily_bars
 
 NOBODY = 65534
-COMMANDS = ("demo", "ingest", "retrain", "predict", "report", "rollback", "ui", "doctor", "exec")
+COMMANDS = ("demo", "ingest", "retrain", "search", "predict", "report", "rollback", "ui", "doctor", "exec")
 EXPORT = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\r\n"
 ROW = "2025.06.23\t00:00:00\t1.1\t1.2\t1.0\t1.1\t100\t0\t5\r\n"
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED LOUDLY: only root can act as another OS user")
@@ -109,6 +109,10 @@ def test_the_commands_are_those_of_the_contract(mt5_crs: Command) -> None:
         (["ui", "--port", "0"], ["0", "1<=x<=65535"]),
         (["ui", "--port", "web"], ["'web'"]),
         (["retrain", "--fast"], ["--fast", "mt5-crs retrain --help"]),
+        (["search"], ["--trials", "mt5-crs search --help"]),
+        (["search", "--trials", "0"], ["0", "1<=x<=1000"]),
+        (["search", "--trials", "1001"], ["1001", "1<=x<=1000"]),
+        (["search", "--trials", "many"], ["'many'"]),
         (["train"], ["'train'", "mt5-crs --help"]),
         (["exec", "no-such-program"], ["no-such-program", "installed"]),
     ],

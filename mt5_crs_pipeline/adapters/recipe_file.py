@@ -1,8 +1,9 @@
-"""The recipe a user chose: a JSON file beside the data, or the default where there is none."""
+"""The recipe a user chose, or a search for them: a JSON file beside the data, or the default where there is none."""
 
 import json
 from pathlib import Path
 
+from mt5_crs_pipeline.adapters.files import commit_bytes
 from mt5_crs_pipeline.core.errors import ConfigurationError
 from mt5_crs_pipeline.core.recipe import Recipe
 
@@ -19,3 +20,16 @@ def read_recipe(path: Path) -> Recipe:
         raise ConfigurationError(f"{path} is no JSON: {error}") from error
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """Put `recipe`, every setting written out, in `path` in one step; of a file that is there the label stays.
+
+    Raises ConfigurationError, and leaves the file alone, where its label is another one or it is no recipe.
+    """
+    if path.exists() and read_recipe(path).label != recipe.label:
+        raise ConfigurationError(
+            f"{path} holds another label than these training settings were chosen for ({recipe.label.definition}):"
+            " nothing was written"
+        )
+    commit_bytes(path, (json.dumps(recipe.to_dict(), indent=2) + "\n").encode())
