@@ -25,12 +25,10 @@ from mt5_crs_pipeline.core.errors import BundleRejectedError, ConfigurationError
 from mt5_crs_pipeline.core.evidence import ALPHA, against_chance, threshold
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, training_schema
 from mt5_crs_pipeline.core.features import get_feature_names
-from mt5_crs_pipeline.core.labels import TARGET
-from mt5_crs_pipeline.core.model import TrainingConfig, fit, out_of_sample_predictions
+from mt5_crs_pipeline.core.model import TrainingConfig, fit_final, out_of_sample_predictions
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
 from mt5_crs_pipeline.core.recipe import Recipe
 from mt5_crs_pipeline.core.search_space import SEARCHED, settings_at
-from mt5_crs_pipeline.core.weights import weighed
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 
@@ -192,7 +190,7 @@ def _tried(number: int, candidate: Recipe, rows: pd.DataFrame) -> Trial:
     try:
         if not candidate.training.pooled:
             # What a retraining ends with: the windows pass over a symbol that cannot have a model, this does not.
-            fit(weighed(rows.dropna(subset=[TARGET])), features, candidate.training)
+            fit_final(rows, features, candidate.training)
         predictions = out_of_sample_predictions(rows, features, candidate.training)
     except InputError as error:
         return Trial(number, settings, None, str(error))

@@ -64,7 +64,10 @@ def certify(parity: Parity) -> dict[str, Any]:
 
 def proof_for_training(lake: Lake) -> dict[str, Any]:
     """Return the certificate of all that is stored; raise InputError unless it holds."""
-    parity = parity_of_lake(lake, lake.months(TECHNICAL_FEATURES))
+    months = lake.months(TECHNICAL_FEATURES)
+    parity = parity_of_lake(lake, months) if months else NOTHING_COMPARED
+    if not parity.rows:
+        raise InputError(f"no features are stored below {lake.folder}: materialize technical_features first")
     if not parity.holds:
         raise InputError(
             f"{parity.different} of {parity.values} stored feature values differ from a fresh computation, the first is"

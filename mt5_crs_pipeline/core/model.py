@@ -11,7 +11,7 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.errors import ConfigurationError, InputError, UnknownSymbolError
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
-from mt5_crs_pipeline.core.splits import Rows, hold_out_latest, walk_forward
+from mt5_crs_pipeline.core.splits import Rows, hold_out_latest, latest_times, walk_forward
 from mt5_crs_pipeline.core.weights import WEIGHT, weighed
 
 MODEL_TYPE = "xgboost.Booster"
@@ -159,6 +159,14 @@ def fit(rows: pd.DataFrame, features: list[str], config: TrainingConfig) -> Mode
             )
         boosters[str(symbol)] = _booster(own, features, config)
     return Model(boosters)
+
+
+def fit_final(rows: pd.DataFrame, features: list[str], config: TrainingConfig) -> Model:
+    """Return the model that will answer: as `fit`, on all rows with a target that a window ending now would learn from.
+
+    Overlapping labels count less, as in `out_of_sample_predictions`.
+    """
+    return fit(weighed(latest_times(rows, config.max_train_times).dropna(subset=[TARGET])), features, config)
 
 
 def predict(model: Model, rows: pd.DataFrame) -> npt.NDArray[np.float64]:

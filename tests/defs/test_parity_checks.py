@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
+from mt5_crs_pipeline.adapters.feature_parity import proof_for_training
 from mt5_crs_pipeline.adapters.lake import Lake
+from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
@@ -119,3 +121,8 @@ def test_months_without_bars_have_nothing_to_prove(stores: Stores) -> None:
     result = materialize(stores, FEATURES, "2001-01", "2001-02")
     assert evaluation(result, "features_equal_a_fresh_computation").metadata["rows"].value == 0
     assert metadata(result, "technical_features")["dagster/row_count"] == 0
+
+
+def test_without_stored_features_there_is_no_proof(stores: Stores) -> None:
+    with pytest.raises(InputError, match="no features are stored below .*: materialize technical_features first"):
+        proof_for_training(stores.lake)

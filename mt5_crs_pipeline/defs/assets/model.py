@@ -34,14 +34,12 @@ from mt5_crs_pipeline.core.feature_rows import (
 )
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.importance import MeanImportance
-from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, TARGET, labelled_bars
-from mt5_crs_pipeline.core.model import fit, importance, model_version, out_of_sample_predictions
+from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
+from mt5_crs_pipeline.core.model import fit_final, importance, model_version, out_of_sample_predictions
 from mt5_crs_pipeline.core.model_card import model_card
 from mt5_crs_pipeline.core.noise_floor import Place, place, shape
 from mt5_crs_pipeline.core.noise_floor import noise_floor as noise_floor_of
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
-from mt5_crs_pipeline.core.splits import latest_times
-from mt5_crs_pipeline.core.weights import weighed
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import LOOK_AHEAD_CHECK, TRAINING_CHECK, check_parity, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
@@ -120,8 +118,7 @@ def xgboost_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         parity, recipe = proof_for_training(stores.lake), stores.recipe
         permuted = MeanImportance(recipe.training.seed)
         predictions = out_of_sample_predictions(rows, features, recipe.training, permuted.add)
-        learnt = latest_times(rows, recipe.training.max_train_times).dropna(subset=[TARGET])
-        model = fit(weighed(learnt), features, recipe.training)
+        model = fit_final(rows, features, recipe.training)
         card = model_card(
             rows=rows,
             version=version,
