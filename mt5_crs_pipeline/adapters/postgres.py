@@ -134,7 +134,11 @@ def prepare_database(url: str) -> None:
             cursor.execute("insert into mt5_crs_schema_version (version) values (%s)", (number,))
         _refuse_changed_shape(url, cursor)
         lengths = [(name, f"{minutes} minutes") for name, minutes in TIMEFRAME_MINUTES.items()] + [("MN1", "1 month")]
-        cursor.executemany("insert into market_data_timeframe values (%s, %s) on conflict do nothing", lengths)
+        cursor.execute("select timeframe from market_data_timeframe")
+        known = {name for (name,) in cursor.fetchall()}
+        # Nothing is written where nothing is missing: those who may only read or bring bars pass here too.
+        missing = [length for length in lengths if length[0] not in known]
+        cursor.executemany("insert into market_data_timeframe values (%s, %s) on conflict do nothing", missing)
         for schema in (FEAST_SCHEMA, DAGSTER_SCHEMA):
             statement = psycopg2.sql.SQL("create schema if not exists {}").format(psycopg2.sql.Identifier(schema))
             cursor.execute("select to_regnamespace(%s) is not null", (schema,))

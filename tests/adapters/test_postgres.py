@@ -283,8 +283,9 @@ def test_a_read_only_database_is_refused_in_one_line(tcp_server: str) -> None:
     prepare_database(tcp_server)
     query(tcp_server, "alter database quotes set default_transaction_read_only to on")
     try:
-        with pytest.raises(DatabaseRefusedError, match="read-only") as error:
-            prepare_database(tcp_server)
+        prepare_database(tcp_server)  # has nothing to write
+        with pytest.raises(DatabaseRefusedError, match="read-only") as error, connected(tcp_server) as connection:
+            connection.cursor().execute("insert into market_data_timeframe values ('M7', '7 minutes')")
         assert "s3cret" not in one_line(error)
     finally:
         query(tcp_server, "set transaction read write; alter database quotes reset default_transaction_read_only")
