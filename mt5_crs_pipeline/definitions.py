@@ -21,6 +21,14 @@ from mt5_crs_pipeline.defs.automation import (
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import load_settings
 
+EXECUTORS = {
+    # One step after the other in one process: imports are paid once, and a small machine is enough.
+    "in_process": dg.in_process_executor,
+    # A process for every step: what one of them takes with it, memory or a crash, the others do not see.
+    "multiprocess": dg.multiprocess_executor,
+}
+
+settings = load_settings()
 defs = dg.Definitions(
     assets=[
         market_data,
@@ -38,7 +46,6 @@ defs = dg.Definitions(
     jobs=[daily_retrain, market_data_backfill],
     schedules=[daily_retrain_schedule],
     sensors=[market_data_revision_sensor],
-    resources={"stores": Stores(load_settings())},
-    # One step after the other in one process: imports are paid once, and a small machine is enough.
-    executor=dg.in_process_executor,
+    resources={"stores": Stores(settings)},
+    executor=EXECUTORS[settings.executor],
 )

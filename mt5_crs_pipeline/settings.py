@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     start: str = "2000-01"
     trading_cost: float | None = Field(default=None, ge=0, lt=1)
     noise_runs: int = Field(default=10, ge=0, le=1000)
+    executor: Literal["in_process", "multiprocess"] = "in_process"
     symbols: Annotated[tuple[str, ...], NoDecode] = ()
 
     @field_validator("home")

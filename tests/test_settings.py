@@ -36,6 +36,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "TIMEFRAME": "H1",
         "START": "2015-07",
         "NOISE_RUNS": "3",
+        "EXECUTOR": "multiprocess",
         "SYMBOLS": " EURUSD, US30.cash ,,#AAPL ",
     }.items():
         monkeypatch.setenv(f"MT5_CRS_{name}", value)
@@ -44,7 +45,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert settings.database_url.get_secret_value() == SECRET
     assert settings.redis_url.get_secret_value() == "redis://host"
     assert (settings.timeframe, settings.start) == ("H1", "2015-07")
-    assert settings.noise_runs == 3
+    assert (settings.noise_runs, settings.executor) == (3, "multiprocess")
     assert settings.symbols == ("EURUSD", "US30.cash", "#AAPL")
     assert settings.lake == tmp_path / "state" / "lake" / "H1"
     assert settings.models == tmp_path / "state" / "models" / "H1"
@@ -88,6 +89,7 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         ("NOISE_RUNS", "-1", ["greater than or equal to 0", "'-1'"]),
         ("NOISE_RUNS", "1001", ["less than or equal to 1000", "'1001'"]),
         ("NOISE_RUNS", "2.5", ["integer", "'2.5'"]),
+        ("EXECUTOR", "threads", ["'in_process' or 'multiprocess'", "'threads'"]),
         ("SYMBOLS", "EURUSD,../etc", ["'../etc'", "A-Z"]),
         ("SYMBOLS", "'; drop table market_data; --", ["drop table", "A-Z"]),
         ("SYMBOLS", "EUR USD", ["'EUR USD'"]),

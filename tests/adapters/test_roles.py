@@ -43,7 +43,7 @@ def may(url: str, statement: str) -> bool:
     with contextlib.closing(psycopg2.connect(url)) as connection, connection.cursor() as cursor:
         try:
             cursor.execute(statement)
-        except (psycopg2.errors.InsufficientPrivilege, psycopg2.errors.ObjectNotInPrerequisiteState):
+        except psycopg2.errors.InsufficientPrivilege:
             return False
         return True
 
@@ -60,9 +60,11 @@ def test_the_matrix_of_roles_and_statements(database_url: str, administrator: st
     for table in TABLES:
         assert may(reader, f"select from {table}"), table
         assert may(writer, f"select from {table}") == (table not in NOT_FOR_WRITERS), table
-        for statement in (f"delete from {table}", f"truncate {table}", f"drop table {table}"):
+        kind = "view" if table == "market_data_latest" else "table"
+        for statement in (f"drop {kind} {table}", *(("delete from " + table, "truncate " + table) * (kind == "table"))):
             assert not may(reader, statement) and not may(writer, statement), statement
-        assert not may(reader, f"insert into {table} default values"), table
+        if kind == "table":
+            assert not may(reader, f"insert into {table} default values"), table
     assert may(reader, "select from feast.heads") and not may(writer, "select from feast.heads")
     assert not may(reader, "insert into feast.heads values ('A')")
     bar = f"{BAR} ('A', 'D1', '2024-01-02', 1, 1, 1, 1, 1)"
