@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -158,6 +159,17 @@ def test_a_look_that_was_not_remembered_asks_again_with_the_same_key(
     (never_made,), _ = look(stores, instance, later)
     assert months([first]) == [("2012-12", "2012-12")]
     assert again.run_key == never_made.run_key == first.run_key
+
+
+def test_twenty_looks_at_once_ask_for_one_run(stores: Stores, settings: Settings, instance: dg.DagsterInstance) -> None:
+    requests, cursor = look(stores, instance, None)
+    succeed(instance, requests)
+    execute(settings, REVISE, 0, datetime(2012, 12, 31, tzinfo=UTC))
+    with ThreadPoolExecutor(20) as looks:
+        seen = list(looks.map(lambda _: look(stores, instance, cursor), range(20)))
+    # Dagster makes one run of equal run keys.
+    assert {request.run_key for asked, _ in seen for request in asked} == {seen[0][0][0].run_key}
+    assert all(len(asked) == 1 for asked, _ in seen)
 
 
 def test_what_is_unchanged_or_of_another_timeframe_or_symbol_asks_for_nothing(
