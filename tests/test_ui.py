@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import psycopg2
 import pytest
 import requests
@@ -72,6 +73,24 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def launch(ui: Ui, job: str) -> str:
+    """Start a job over all months, as the UI's launchpad does; return the run's id."""
+    launched = ui.ask(
+        LAUNCH,
+        parameters={
+            "selector": {
+                "repositoryName": "__repository__",
+                "repositoryLocationName": "mt5_crs_pipeline",
+                "pipelineName": job,
+            },
+            "executionMetadata": {"tags": [{"key": RANGE[0], "value": FIRST}, {"key": RANGE[1], "value": LAST}]},
+            "mode": "default",
+        },
+    )["launchPipelineExecution"]
+    assert launched["__typename"] == "LaunchRunSuccess", launched
+    return str(launched["run"]["runId"])
+
+
 @contextlib.contextmanager
 def running_ui(home: Path) -> Iterator[Ui]:
     port = free_port()
@@ -122,20 +141,7 @@ def test_the_code_location_loads_with_all_assets_and_the_sensor_running(ui: Ui) 
 
 
 def test_a_materialization_of_all_assets_succeeds_and_its_run_is_in_postgresql(ui: Ui) -> None:
-    launched = ui.ask(
-        LAUNCH,
-        parameters={
-            "selector": {
-                "repositoryName": "__repository__",
-                "repositoryLocationName": "mt5_crs_pipeline",
-                "pipelineName": "daily_retrain",
-            },
-            "executionMetadata": {"tags": [{"key": RANGE[0], "value": FIRST}, {"key": RANGE[1], "value": LAST}]},
-            "mode": "default",
-        },
-    )["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run_id = launched["run"]["runId"]
+    run_id = launch(ui, "daily_retrain")
     assert comes_true(lambda: ui.runs()[run_id]["status"] in ("SUCCESS", "FAILURE", "CANCELED"), 180)
     assert ui.runs()[run_id]["status"] == "SUCCESS", (ui.home / "logs" / "dagster-daemon.log").read_text()[-4000:]
     nodes = ui.ask("{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }")["assetNodes"]
@@ -205,6 +211,25 @@ def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(hom
             assert not dagster, [p.cmdline() for p in dagster]
             assert again.runs()[str(stranded)]["status"] == "FAILURE"
             leaves_nothing(again, signal.SIGTERM)
+
+
+def test_a_run_that_dies_with_everything_is_started_again_by_the_next_start(home: Path) -> None:
+    with running_ui(home) as killed:
+        died = launch(killed, "market_data_backfill")
+        assert comes_true(lambda: killed.runs()[died]["status"] == "STARTED", 120)
+        for process in [*of_folder(home), psutil.Process(killed.process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        killed.process.wait()
+    with running_ui(home) as again:
+        assert again.runs()[died]["status"] == "FAILURE"
+
+        def is_done_again() -> bool:
+            others = again.runs().values()
+            return any(r["tags"].get("dagster/parent_run_id") == died and r["status"] == "SUCCESS" for r in others)
+
+        assert comes_true(is_done_again, 180), again.runs()
+        leaves_nothing(again, signal.SIGINT)
 
 
 def rows(home: Path, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
