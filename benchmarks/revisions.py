@@ -31,6 +31,7 @@ from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.automation import RUN_KEY_TAG, market_data_backfill, market_data_revision_sensor
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.standing import every_change_has_arrived
 from mt5_crs_pipeline.rebuild import rebuild_check
 from mt5_crs_pipeline.settings import Settings
 
@@ -45,7 +46,8 @@ class Automation:
     def __init__(self, settings: Settings, instance: dg.DagsterInstance) -> None:
         self.stores, self.instance, self.runs = Stores(settings), instance, 0
         self.cursor: str | None = None
-        defs = dg.Definitions(ASSETS, jobs=[market_data_backfill], resources={"stores": self.stores})
+        checks, resources = [every_change_has_arrived], {"stores": self.stores}
+        defs = dg.Definitions(ASSETS, asset_checks=checks, jobs=[market_data_backfill], resources=resources)
         self.job = defs.resolve_job_def(market_data_backfill.name)
 
     def catch_up(self) -> list[str]:

@@ -19,6 +19,7 @@ from mt5_crs_pipeline.defs.automation import (
     market_data_revision_sensor,
 )
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.standing import every_change_has_arrived, standing_checks, standing_checks_schedule
 from mt5_crs_pipeline.settings import load_settings
 
 EXECUTORS = {
@@ -43,8 +44,9 @@ defs = dg.Definitions(
         champion_model,
         live_predictions,
     ],
-    jobs=[daily_retrain, market_data_backfill],
-    schedules=[daily_retrain_schedule],
+    asset_checks=[every_change_has_arrived],
+    jobs=[daily_retrain, market_data_backfill, standing_checks],
+    schedules=[daily_retrain_schedule, standing_checks_schedule],
     sensors=[market_data_revision_sensor],
     resources={"stores": Stores(settings)},
     executor=EXECUTORS[settings.executor],

@@ -172,10 +172,11 @@ def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
     assert {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"} == {
         "daily_retrain",
         "market_data_backfill",
+        "standing_checks",
     }
-    assert [schedule.name for schedule in repository.schedule_defs] == ["daily_retrain_schedule"]
+    scheduled = {schedule.name: schedule.job_name for schedule in repository.schedule_defs}
+    assert scheduled == {"daily_retrain_schedule": "daily_retrain", "standing_checks_schedule": "standing_checks"}
     assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor"]
-    assert repository.schedule_defs[0].job_name == "daily_retrain"
     assert repository.sensor_defs[0].job_name == "market_data_backfill"
     selected = {
         name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.executable_asset_keys}
@@ -183,6 +184,9 @@ def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
     }
     assert selected["daily_retrain"] == set(UPSTREAM)
     assert selected["market_data_backfill"] == set(list(UPSTREAM)[:5])
+    # What holds between runs is looked at by its own job, not by those that change it.
+    steps = {name: len(defs.resolve_job_def(name).nodes) for name in (*selected, "standing_checks")}
+    assert steps == {"daily_retrain": len(UPSTREAM), "market_data_backfill": 5, "standing_checks": 1}
 
 
 def test_every_friday_is_retrained_on_saturday_with_its_own_month() -> None:

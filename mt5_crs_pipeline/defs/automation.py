@@ -12,13 +12,15 @@ from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.standing import every_change_has_arrived
 
 # Dagster's own, by which it makes one run of any number of equal requests.
 RUN_KEY_TAG = "dagster/run_key"
 
 daily_retrain = dg.define_asset_job(
     "daily_retrain",
-    selection=dg.AssetSelection.all(),
+    # What holds between runs is no business of a run's.
+    selection=dg.AssetSelection.all() - dg.AssetSelection.checks(every_change_has_arrived),
     description="Everything, from the bars of the newest months to a judged model.",
 )
 
@@ -26,7 +28,8 @@ market_data_backfill = dg.define_asset_job(
     "market_data_backfill",
     selection=dg.AssetSelection.assets(
         market_data, market_data_parquet, feast_registry, technical_features, feast_online_store
-    ),
+    )
+    - dg.AssetSelection.checks(every_change_has_arrived),
     description="Bars and features of the months that late or corrected bars reach.",
 )
 
