@@ -36,6 +36,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "TIMEFRAME": "H1",
         "START": "2015-07",
         "SYMBOLS": " EURUSD, US30.cash ,,#AAPL ",
+        "CALENDARS": " EURUSD=fx, BTCUSD = 24/7,,SAP=XETR, IBM=NYSE",
     }.items():
         monkeypatch.setenv(f"MT5_CRS_{name}", value)
     settings = load_settings()
@@ -48,6 +49,7 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert settings.models == tmp_path / "state" / "models" / "H1"
     assert settings.reports == tmp_path / "state" / "reports" / "H1"
     assert settings.dagster_home == tmp_path / "state" / "dagster"
+    assert settings.calendars == {"EURUSD": "fx", "BTCUSD": "24/7", "SAP": "XETR", "IBM": "NYSE"}
 
 
 def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.Monk
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "TRADING_COST"):
+    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "CALENDARS", "TRADING_COST"):
         monkeypatch.setenv(f"MT5_CRS_{name}", "")
     assert load_settings() == Settings()
     assert load_settings().home == tmp_path / ".mt5_crs"
@@ -86,6 +88,10 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         ("SYMBOLS", "EURUSD,../etc", ["'../etc'", "A-Z"]),
         ("SYMBOLS", "'; drop table market_data; --", ["drop table", "A-Z"]),
         ("SYMBOLS", "EUR USD", ["'EUR USD'"]),
+        ("CALENDARS", "EURUSD", ["'EURUSD'", "EURUSD=fx"]),
+        ("CALENDARS", "EUR USD=fx", ["'EUR USD'"]),
+        ("CALENDARS", "IBM=XNYS,IBM=XETR", ["'IBM=XETR'", "XNYS already"]),
+        ("CALENDARS", "BTCUSD=24/7,SAP=XETRA", ["'XETRA' of SAP", "fx, 24/7", "XNYS", "XETR"]),
         ("HOME", "~nobody-at-all/x", ["~nobody-at-all"]),
     ],
 )

@@ -19,6 +19,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.timeframe = settings.timeframe
         self.symbols = settings.symbols
+        self.calendars = settings.calendars
         self.reports = settings.reports
         self.trading_cost = settings.trading_cost
         self.database = Database(settings)

@@ -43,6 +43,7 @@ from mt5_crs_pipeline.defs.checks import LOOK_AHEAD_CHECK, TRAINING_CHECK, check
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
+from mt5_crs_pipeline.defs.timing import FRESHNESS
 
 
 class TrainingSetConfig(dg.Config):
@@ -186,7 +187,13 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(group_name="model", kinds={"json"}, owners=["team:research"], deps=[model_evaluation])
+@dg.asset(
+    group_name="model",
+    kinds={"json"},
+    owners=["team:research"],
+    deps=[model_evaluation],
+    freshness_policy=FRESHNESS,
+)
 @step
 def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """The model that predicts: replaced only on evidence against chance and the champion; every verdict is kept."""
