@@ -27,6 +27,8 @@ ENDED_AFTER_SESSIONS: Final = 10
 # What most symbols lack together is the broker's holiday, unless it lasts longer than holidays do.
 LONGEST_HOLIDAY: Final = timedelta(days=4)
 
+_MINUTE_US: Final = 60_000_000
+_DAY_US: Final = 1440 * _MINUTE_US
 _FX_HOLIDAYS: Final = ("12-25", "01-01")
 _FX_HOUR: Final = pd.Timedelta(hours=17)
 _FX_ZONE: Final = "America/New_York"
@@ -150,7 +152,7 @@ def expected_bars(sessions: pd.DataFrame, timeframe: str, start: datetime, end: 
     every so many minutes from its open on. W1 and MN1 begin where the broker likes: nothing is expected of them.
     """
     opens, closes = _us(sessions["open"]), _us(sessions["close"])
-    step = TIMEFRAME_MINUTES.get(timeframe, 0) * 60_000_000
+    step = TIMEFRAME_MINUTES.get(timeframe, 0) * _MINUTE_US
     if timeframe in ("W1", "MN1"):
         counts = np.zeros(len(opens), dtype=np.int64)
     elif timeframe == "D1":
@@ -178,7 +180,7 @@ def are_there(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> np.nd
     Not whether it opens at the same instant: a daily bar may be stamped by the broker's midnight, by that of UTC or of
     the exchange, and an hour may be counted from the open or from the full hour.
     """
-    opened, length = _us(times), TIMEFRAME_MINUTES[timeframe] * 60_000_000
+    opened, length = _us(times), TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
     middles = (_us(expected["open"]) + _us(expected["close"])) // 2
     before = np.searchsorted(opened, middles, side="right") - 1
     there: np.ndarray[Any, np.dtype[np.bool_]] = before >= 0
@@ -190,16 +192,19 @@ def closing_times(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> p
     """Return `market` and `bar` (UTC) of each expected bar: when the market closes it, and when it ends as stamped.
 
     A day stamped by its midnight in New York ends there hours after the market has closed. Stamps are taken to lie as
-    far from the session's open as that of the newest bar that was expected.
+    far from the session's open as that of the newest bar that was expected; without one, a day ends with the market's.
     """
+    opens, market = _us(expected["open"]), _us(expected["close"])
     there = np.flatnonzero(are_there(expected, times, timeframe))
-    lag = 0
-    if timeframe == "D1" and len(there):
-        newest = expected.iloc[there[-1]]
-        middle = newest["open"] + (newest["close"] - newest["open"]) / 2
-        lag = int(_us(times[times <= middle])[-1] - newest["open"].value // 1000)
-    ends = _us(expected["open"]) + lag + TIMEFRAME_MINUTES[timeframe] * 60_000_000
-    market = _us(expected["close"])
+    ends = market
+    if timeframe != "D1":
+        ends = opens + TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
+    elif len(there):
+        newest = there[-1]
+        stamp = _us(times)[_us(times) <= (opens[newest] + market[newest]) // 2][-1]
+        stamps = opens + (stamp - opens[newest])
+        # Whether stamps move with the clocks in summer cannot be known: the earlier is taken.
+        ends = stamps + np.minimum((stamp - stamps + _DAY_US // 2) % _DAY_US - _DAY_US // 2, 0) + _DAY_US
     return pd.DataFrame({"market": expected["close"], "bar": _utc(np.maximum(ends, market))})
 
 

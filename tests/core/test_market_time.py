@@ -155,6 +155,19 @@ def test_a_bar_closes_when_it_ends_as_it_is_stamped_if_that_is_later_than_the_ma
     assert closing_times(hours, stamps("2024-04-29 09:00"), "H1")["bar"].iloc[-1] == at("2024-04-29 13:00")
 
 
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_a_bar_of_summer_says_when_those_of_winter_end_to_an_hour(zone: str) -> None:
+    sessions = own_sessions(FX, at("2024-10-01"), at("2025-07-01"))
+    days = sessions["close"].dt.tz_convert("America/New_York").dt.tz_localize(None).dt.normalize()
+    ends = (days + pd.Timedelta(days=1)).dt.tz_localize(zone).dt.tz_convert("UTC")
+    expected = expected_bars(sessions, "D1", at("2024-09-01"), at("2025-07-01"))
+    for known in (sessions.index[:5], sessions.index[:100]):  # to October, to February
+        stamps = days[known].dt.tz_localize(zone).dt.tz_convert("UTC").dt.as_unit("us")
+        early = ends - closing_times(expected, stamps, "D1")["bar"]
+        assert early.iloc[: len(known)].iloc[-1] == pd.Timedelta(0)
+        assert early.between(pd.Timedelta(0), pd.Timedelta(hours=1)).all()
+
+
 # ---------------------------------------------------------------- gaps, holidays, outages
 
 

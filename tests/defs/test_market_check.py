@@ -28,7 +28,7 @@ def told(check: dg.AssetCheckEvaluation) -> dict[str, Any]:
 
 
 def by_symbol(check: dg.AssetCheckEvaluation) -> dict[str, dict[str, Any]]:
-    records = check.metadata["symbols"].value
+    records = check.metadata["symbols"].records  # type: ignore[attr-defined]
     return {record.data["symbol"]: dict(record.data) for record in records}
 
 
