@@ -137,8 +137,8 @@ def newest_result(settings: Settings) -> dict[str, Any]:
 def failure(result: dg.ExecuteInProcessResult) -> str:
     """Say in one line why a run failed; the whole error of a bug. Raises KeyboardInterrupt when Ctrl-C ended it."""
     for event in result.all_events:
-        if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
-            check = event.asset_check_evaluation_data
+        check = event.asset_check_evaluation_data if event.event_type_value == "ASSET_CHECK_EVALUATION" else None
+        if check and check.blocking and not check.passed:
             counts = {name: value.value for name, value in check.metadata.items() if isinstance(value.value, int)}
             found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
             return f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {found}"
