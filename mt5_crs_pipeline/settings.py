@@ -27,6 +27,7 @@ class Settings(BaseSettings):
     home: Path = Path(".mt5_crs")
     database_url: SecretStr = SecretStr("")
     redis_url: SecretStr = SecretStr("")
+    alert_urls: SecretStr = SecretStr("")
     timeframe: str = "D1"
     start: str = "2000-01"
     trading_cost: float | None = Field(default=None, ge=0, lt=1)

@@ -144,7 +144,11 @@ def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
         lake.write(EXTRACT, str(month), pa.Table.from_pandas(part, schema=BAR_SCHEMA, preserve_index=False))
     result = dg.materialize(
         [market_data_parquet, technical_features],
-        resources={"stores": SimpleNamespace(lake=lake, timeframe="D1", calendars={}, alone=contextlib.nullcontext)},
+        resources={
+            "stores": SimpleNamespace(
+                lake=lake, timeframe="D1", calendars={}, alert=print, alone=contextlib.nullcontext
+            )
+        },
         tags=range_tags("2023-01", "2023-03"),
     )
     assert result.success
@@ -177,7 +181,7 @@ def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
         "market_data_backfill",
     }
     assert [schedule.name for schedule in repository.schedule_defs] == ["daily_retrain_schedule"]
-    assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor"]
+    assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor", "run_failure_alerts"]
     assert repository.schedule_defs[0].job_name == "daily_retrain"
     assert repository.sensor_defs[0].job_name == "market_data_backfill"
     selected = {

@@ -15,6 +15,7 @@ from mt5_crs_pipeline.core.bars import (
     latest_revisions,
     reject_reasons,
 )
+from mt5_crs_pipeline.defs.alerts import alert_outages
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, MARKET_CHECK, check_bars, check_market_time
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, window
@@ -70,6 +71,8 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             quarantine(connection, rejected, source="table market_data")
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
     changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA)
+    found = lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC))
+    alert_outages(stores, found, context.run_id)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(revisions),
@@ -82,9 +85,6 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
         ),
         check_results=[
             check_bars(stores.lake, context.partition_keys, stores.timeframe),
-            check_market_time(
-                lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC)),
-                window(context.partition_keys),
-            ),
+            check_market_time(found, window(context.partition_keys)),
         ],
     )
