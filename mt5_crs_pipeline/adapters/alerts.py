@@ -1,6 +1,7 @@
 """Alerts to people, through any service that apprise knows; each of them once a day."""
 
 import logging
+import re
 
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.core.errors import PipelineError
@@ -41,7 +42,8 @@ def _send(urls: str, title: str, body: str) -> bool:
     # It writes addresses, and the passwords in them, into its log.
     apprise.logger.disabled = True
     receivers = apprise.Apprise()
-    understood = receivers.add(urls)
+    # An address may hold commas.
+    understood = receivers.add(re.split(r"[\s,]+(?=\w+://)", urls.strip(", \t\n")))
     if len(receivers) and receivers.notify(body=body, title=title) and understood:
         return True
     _LOG.warning(

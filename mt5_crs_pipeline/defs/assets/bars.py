@@ -72,7 +72,7 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
     changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA)
     found = lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC))
-    alert_outages(stores, found, context.run_id)
+    alert_outages(stores, found, context.run.run_id)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(revisions),

@@ -204,7 +204,7 @@ def champion_model(context: dg.AssetExecutionContext, stores: dg.ResourceParam[S
         verdict = promote_on_evidence(connection, stores.models, bundle, datetime.now(UTC))
     champion = stores.models.champion()
     if champion and champion != before:
-        alert_promotion(stores, champion["model_version"], verdict.reason, context.run_id)
+        alert_promotion(stores, champion["model_version"], verdict.reason, context.run.run_id)
     return dg.MaterializeResult(
         metadata={
             "promoted": verdict.promoted,
