@@ -62,7 +62,17 @@ def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.Monk
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "ALERT_URLS", "START", "SYMBOLS", "CALENDARS", "TRADING_COST"):
+    for name in (
+        "HOME",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "ALERT_URLS",
+        "TIMEFRAME",
+        "START",
+        "SYMBOLS",
+        "CALENDARS",
+        "TRADING_COST",
+    ):
         monkeypatch.setenv(f"MT5_CRS_{name}", "")
     assert load_settings() == Settings()
     assert load_settings().home == tmp_path / ".mt5_crs"
