@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from mt5_crs_pipeline.defs.alerts import run_failure_alerts
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.assets.live import live_predictions
@@ -47,7 +48,7 @@ defs = dg.Definitions(
     asset_checks=[every_change_has_arrived],
     jobs=[daily_retrain, market_data_backfill, standing_checks],
     schedules=[daily_retrain_schedule, standing_checks_schedule],
-    sensors=[market_data_revision_sensor],
+    sensors=[market_data_revision_sensor, run_failure_alerts],
     resources={"stores": Stores(settings)},
     executor=EXECUTORS[settings.executor],
 )

@@ -25,12 +25,19 @@ Connection = psycopg2.extensions.connection
 FEAST_SCHEMA = "feast"
 DAGSTER_SCHEMA = "dagster"
 
-_MIGRATIONS = ("001_market_data.sql", "002_recorded_at.sql", "003_promotion.sql", "004_live_predictions.sql")
+_MIGRATIONS = (
+    "001_market_data.sql",
+    "002_recorded_at.sql",
+    "003_promotion.sql",
+    "004_live_predictions.sql",
+    "005_alert.sql",
+)
 # By the migration that creates them.
 _OWN_TABLES = {
     1: ("market_data", "market_data_latest", "market_data_quarantine", "market_data_timeframe"),
     3: ("model_trial", "model_verdict", "model_champion_change"),
     4: ("model_prediction",),
+    5: ("alert",),
 }
 _DATABASE_COLUMNS = (*BAR_SCHEMA.names, "recorded_by")
 # Any number does, as long as every writer of this package uses the same one.

@@ -7,6 +7,7 @@ import dagster as dg
 
 from mt5_crs_pipeline.adapters.bar_store import revisions_by_month
 from mt5_crs_pipeline.adapters.lake import EXTRACT
+from mt5_crs_pipeline.defs.alerts import alert_months_behind
 from mt5_crs_pipeline.defs.assets.bars import market_data
 from mt5_crs_pipeline.defs.partitions import MONTHS
 from mt5_crs_pipeline.defs.resources import Stores
@@ -28,6 +29,7 @@ def every_change_has_arrived(stores: dg.ResourceParam[Stores]) -> dg.AssetCheckR
         for month, revisions in recorded.items()
         if MONTHS.has_partition_key(month) and (missing := revisions - stores.lake.row_count(EXTRACT, month)) > 0
     }
+    alert_months_behind(stores, behind)
     return dg.AssetCheckResult(
         passed=not behind,
         severity=dg.AssetCheckSeverity.ERROR,
