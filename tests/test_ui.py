@@ -1,10 +1,7 @@
 """`mt5-crs ui` for real: its webserver answers GraphQL, its daemon runs and senses, and it leaves no process behind."""
 
-import contextlib
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,25 +9,12 @@ from typing import Any
 import pandas as pd
 import psycopg2
 import pytest
-import requests
 
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
-from tests.commands import (
-    comes_true,
-    of_folder,
-    read_until,
-    run,
-    short_folder,
-    started,
-    succeed,
-    write_daily_bars,
-)
+from tests.commands import comes_true, of_folder, run, short_folder, succeed, write_daily_bars
+from tests.ui import ASSETS, Ui, free_port, running_ui
 
-ASSETS = {
-    *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
-    *("training_set", "xgboost_model", "noise_floor", "model_evaluation", "champion_model", "live_predictions"),
-}
 SETTINGS = {"START": "2011-06"}
 FIRST, LAST = "2011-06", "2012-12"
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -43,42 +27,6 @@ mutation ($parameters: ExecutionParams!) {
   }
 }
 """
-
-
-class Ui:
-    """A running `mt5-crs ui` and its state folder."""
-
-    def __init__(self, home: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
-        self.home, self.process = home, process
-        self.address = f"http://127.0.0.1:{port}"
-        self.port = port
-
-    def ask(self, query: str, **variables: object) -> Any:
-        answer = requests.post(f"{self.address}/graphql", json={"query": query, "variables": variables}, timeout=60)
-        content = answer.json()
-        assert "errors" not in content, content
-        return content["data"]
-
-    def runs(self) -> dict[str, dict[str, Any]]:
-        found = self.ask("{ runsOrError { ... on Runs { results { runId jobName status tags { key value } } } } }")
-        return {
-            one["runId"]: one | {"tags": {tag["key"]: tag["value"] for tag in one["tags"]}}
-            for one in found["runsOrError"]["results"]
-        }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running_ui(home: Path) -> Iterator[Ui]:
-    port = free_port()
-    with started(home, "ui", "--port", port, **SETTINGS) as process:
-        said = read_until(process.stdout, "Ctrl-C stops everything")
-        assert f"http://127.0.0.1:{port} " in said
-        yield Ui(home, port, process)
 
 
 def leaves_nothing(ui: Ui, number: signal.Signals) -> None:
@@ -101,7 +49,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ui(home: Path) -> Iterator[Ui]:
-    with running_ui(home) as running:
+    with running_ui(home, **SETTINGS) as running:
         yield running
 
 
@@ -194,13 +142,13 @@ def test_ctrl_c_stops_webserver_daemon_code_servers_and_database(ui: Ui) -> None
 
 
 def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(home: Path) -> None:
-    with running_ui(home) as killed:
+    with running_ui(home, **SETTINGS) as killed:
         killed.process.kill()
         killed.process.wait()
         left = of_folder(home)
         assert any("dagster-daemon" in " ".join(process.cmdline()) for process in left)
         stranded = rows(home, "update dagster.runs set status = 'STARTED' where id = 1 returning run_id")[0][0]
-        with running_ui(home) as again:
+        with running_ui(home, **SETTINGS) as again:
             dagster = [p for p in left if p.is_running() and "dagster" in " ".join(p.cmdline())]
             assert not dagster, [p.cmdline() for p in dagster]
             assert again.runs()[str(stranded)]["status"] == "FAILURE"
