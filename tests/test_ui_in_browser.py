@@ -1,0 +1,204 @@
+"""`mt5-crs ui` as a person sees it: Debian's Chromium clicks through the demo's graph, runs, pictures and checks.
+
+With MT5_CRS_SCREENSHOTS=folder the README's pictures are written there (`make pictures`).
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.core.feature_rows import feature_schema
+from mt5_crs_pipeline.definitions import defs
+from tests.ui import ASSETS, Ui, running_ui
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+# Read here, as no test sees what the developer has set.
+PICTURES = os.environ.get("MT5_CRS_SCREENSHOTS")
+# The pictures show what a user gets; a test waits for no noise.
+SETTINGS = {"NOISE_RUNS": "10"} if PICTURES else {}
+# On a busy machine.
+TIMEOUT_S, RUN_TIMEOUT_S = 60, 600 if PICTURES else 240
+NEWEST_LABELS = "2013-02"
+LOOK_AHEAD = "training_features_were_known_at_the_close"
+VERDICT = re.compile("edge was shown: log-wealth")
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    program = shutil.which("chromium")
+    if program is None or find_spec("playwright") is None:
+        pytest.skip("SKIPPED LOUDLY: no chromium, or no playwright to drive it, is installed")
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=TIMEOUT_S * 1000)
+    with sync_playwright() as playwright:
+        # Where root runs the tests, Chromium's own sandbox cannot be.
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+
+
+@pytest.fixture(scope="module")
+def ui(browser: "Browser", demo_home: Path, demo_folder: Path) -> Iterator[Ui]:
+    """The UI of a copy of the demo's state folder, for all tests in their order."""
+    home = Path(shutil.copytree(demo_home, demo_folder / "seen"))
+    with running_ui(home, **SETTINGS) as running:
+        yield running
+        running.process.terminate()
+        running.process.wait(TIMEOUT_S)
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def page(browser: "Browser", ui: Ui) -> "Iterator[Page]":
+    sharpness = 2 if PICTURES else 1
+    size: Any = {"width": 1280, "height": 900}
+    with browser.new_page(base_url=ui.address, viewport=size, device_scale_factor=sharpness) as page:
+        page.set_default_timeout(TIMEOUT_S * 1000)
+        yield page
+
+
+def test_the_graph_shows_every_asset_and_what_it_depends_on(page: "Page") -> None:
+    # So wide that every node has room for its name.
+    open_graph(page, width=4300, height=900)
+    for name in ASSETS:
+        sees(page.get_by_text(name, exact=True))
+    graph = defs.resolve_asset_graph()
+    arrows = [(parent, asset) for asset in graph.get_all_asset_keys() for parent in graph.get(asset).parent_keys]
+    assert page.locator("svg path[marker-end]").count() == len(arrows)
+
+
+def test_materialize_all_starts_a_run_that_succeeds(page: "Page", ui: Ui) -> None:
+    page.goto("/asset-groups")
+    page.get_by_role("button", name="Materialize all").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_placeholder("ex: 2000-01").fill(NEWEST_LABELS)
+    dialog.get_by_placeholder("ex: 2000-01").press("Enter")
+    dialog.get_by_role("button", name="Launch 1 run").click()
+    toast = page.get_by_role("listitem").filter(has_text="Launched run")
+    toast.get_by_text("View").click()
+    page.wait_for_url("**/runs/*")
+    sees(page.get_by_text("Success", exact=True), RUN_TIMEOUT_S)
+    nodes = ui.ask("{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }")["assetNodes"]
+    made_by = {node["assetKey"]["path"][0]: node["assetMaterializations"][0]["runId"] for node in nodes}
+    assert made_by == dict.fromkeys(ASSETS, page.url.rpartition("/")[2])
+    if PICTURES:
+        open_graph(page, width=1600, height=700)
+        save(page, "asset_graph")
+
+
+def test_the_page_of_the_evaluation_shows_its_verdict_and_its_pictures(page: "Page") -> None:
+    page.goto("/assets/model_evaluation")
+    sees(page.get_by_text(VERDICT))
+    links = page.get_by_text("[Show Markdown]")
+    sees(links.first)
+    titles = set()
+    for link in links.all():
+        link.click()
+        dialog = page.get_by_role("dialog")
+        image = dialog.get_by_role("img", name=re.compile("."))
+        titles.add(sees_picture(dialog.locator("img[src^='data:image/png']")))
+        dialog.get_by_role("button", name="Close").click()
+        dialog.wait_for(state="detached")
+    assert len(titles) == 5, titles
+
+
+def test_schedule_and_sensor_are_switched_on_and_tick(page: "Page") -> None:
+    page.goto("/automation")
+    page.get_by_role("link", name="daily_retrain_schedule").click()
+    switch(page, on=True)
+    sees(row(page, "Next tick").filter(has_text="12:30 AM"))
+    page.get_by_role("button", name="Preview tick result").click()
+    page.get_by_role("dialog").get_by_role("button", name="Continue").click()
+    page.wait_for_timeout(6000); page.screenshot(path="/tmp/e2e/sch.png"); print(page.get_by_role("dialog").inner_text())
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    switch(page, on=False)
+
+    page.goto("/automation")
+    page.get_by_role("link", name="market_data_revision_sensor").click()
+    switch(page, on=False)
+    before = tick(page)
+    switch(page, on=True)
+    from playwright.sync_api import expect
+    expect(row(page, "Latest tick")).not_to_contain_text(before)
+    sees(page.get_by_role("row").filter(has_text="View logs").filter(has_text=tick(page)))
+
+
+def test_a_failing_blocking_check_is_red_and_says_why(page: "Page", ui: Ui) -> None:
+    nudge(Lake(ui.home / "lake" / "D1"), "rsi_14")
+    page.goto("/assets/training_set")
+    page.get_by_role("button", name="Materialize").first.click()
+    sees(page.get_by_text("Launched run"))
+    page.get_by_role("tab", name="Checks").click()
+    page.get_by_title(LOOK_AHEAD).click()
+    sees(page.get_by_text("This is a blocking asset check."))
+    failed = page.get_by_text("Failed", exact=True).last
+    sees(failed, RUN_TIMEOUT_S)
+    red, green, blue = (int(part) for part in re.findall(r"\d+", failed.evaluate("e => getComputedStyle(e).color")))
+    assert red > 2 * max(green, blue)
+    sees(row(page, "first difference").filter(has_text=f"rsi_14 of AAPL at {NEWEST_LABELS}-28"))
+
+
+def open_graph(page: "Page", width: int, height: int) -> None:
+    """Show the global asset graph with all groups expanded."""
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto("/asset-groups")
+    settings = page.get_by_role("button").filter(has=page.get_by_role("img", name="settings"))
+    settings.filter(has_not_text="Settings").click()  # the graph's, not Dagster's
+    page.get_by_role("menuitem", name="Expand all groups").click()
+    sees(page.get_by_role("menuitem", name="Collapse all groups"))
+    page.mouse.click(width // 2, height - 40)  # outside of the menu
+
+
+def sees(what: "Locator", timeout_s: float = TIMEOUT_S) -> None:
+    what.wait_for(state="visible", timeout=timeout_s * 1000)
+
+
+def sees_picture(image: "Locator") -> str:
+    """Return the text of a picture that has been drawn."""
+    sees(image)
+    width, text = image.evaluate("image => image.decode().then(() => [image.naturalWidth, image.alt])")
+    assert width > 0
+    return str(text)
+
+
+def row(page: "Page", name: str) -> "Locator":
+    return page.get_by_role("row").filter(has=page.get_by_text(name, exact=True))
+
+
+def switch(page: "Page", *, on: bool) -> None:
+    """Switch the schedule or sensor of the page on or off."""
+    running = row(page, "Running")
+    sees(running)
+    box = running.get_by_role("checkbox")
+    if box.is_checked() != on:
+        running.locator("label").click()
+        running.get_by_role("checkbox", checked=on).wait_for(state="attached")  # drawn by its label
+
+
+def tick(page: "Page") -> str:
+    """Return the time of the newest tick on the page of a sensor."""
+    found = re.search(r"\w+ \d+, [\d:]+ [AP]M", row(page, "Latest tick").inner_text())
+    assert found
+    return found.group()
+
+
+def nudge(lake: Lake, feature: str) -> None:
+    """Change a feature of the newest labelled month by the last bit, in a file that is valid otherwise."""
+    table = lake.read(TECHNICAL_FEATURES, [NEWEST_LABELS], feature_schema())
+    at = table.schema.get_field_index(feature)
+    values = pa.array(np.nextafter(table.column(at).to_numpy(), np.inf))
+    assert lake.write(TECHNICAL_FEATURES, NEWEST_LABELS, table.set_column(at, table.schema.field(at), values))
+
+
+def save(page: "Page", name: str) -> None:
+    page.screenshot(path=f"{PICTURES}/{name}.png")
