@@ -13,20 +13,10 @@ import pytest
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from tests.commands import comes_true, of_folder, run, short_folder, succeed, write_daily_bars
-from tests.ui import ASSETS, Ui, free_port, running_ui
+from tests.ui import ASSETS, RANGE, Ui, free_port, running_ui
 
 SETTINGS = {"START": "2011-06"}
 FIRST, LAST = "2011-06", "2012-12"
-RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-LAUNCH = """
-mutation ($parameters: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $parameters) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-  }
-}
-"""
 
 
 def leaves_nothing(ui: Ui, number: signal.Signals) -> None:
@@ -70,38 +60,16 @@ def test_the_code_location_loads_with_all_assets_and_the_sensor_running(ui: Ui) 
 
 
 def test_a_materialization_of_all_assets_succeeds_and_its_run_is_in_postgresql(ui: Ui) -> None:
-    launched = ui.ask(
-        LAUNCH,
-        parameters={
-            "selector": {
-                "repositoryName": "__repository__",
-                "repositoryLocationName": "mt5_crs_pipeline",
-                "pipelineName": "daily_retrain",
-            },
-            "executionMetadata": {"tags": [{"key": RANGE[0], "value": FIRST}, {"key": RANGE[1], "value": LAST}]},
-            "mode": "default",
-        },
-    )["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    run_id = launched["run"]["runId"]
+    run_id = ui.launch("daily_retrain", FIRST, LAST)
     assert comes_true(lambda: ui.runs()[run_id]["status"] in ("SUCCESS", "FAILURE", "CANCELED"), 180)
     assert ui.runs()[run_id]["status"] == "SUCCESS", (ui.home / "logs" / "dagster-daemon.log").read_text()[-4000:]
-    nodes = ui.ask("{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }")["assetNodes"]
-    assert {node["assetKey"]["path"][0]: node["assetMaterializations"][0]["runId"] for node in nodes} == dict.fromkeys(
-        ASSETS, run_id
-    )
+    assert ui.materialized(run_id) == ASSETS
     assert rows(ui.home, "select status from dagster.runs where run_id = %s", run_id) == [("SUCCESS",)]
     assert len(list((ui.home / "reports" / "D1").glob("*.html"))) == 1
 
 
 def test_a_bar_inserted_by_plain_sql_is_sensed_and_exactly_its_months_are_computed_again(ui: Ui) -> None:
-    def settled() -> bool:
-        found = ui.runs().values()
-        return any(r["jobName"] == "market_data_backfill" for r in found) and all(
-            r["status"] == "SUCCESS" for r in found
-        )
-
-    assert comes_true(settled, 180), ui.runs()  # the first look finds every stored bar new
+    assert comes_true(ui.has_settled, 180), ui.runs()  # the first look finds every stored bar new
     before = set(ui.runs())
     times = pd.DatetimeIndex([t for (t,) in rows(ui.home, "select distinct time from market_data order by 1")])
     corrected = 200
