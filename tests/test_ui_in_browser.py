@@ -85,7 +85,9 @@ def test_the_graph_shows_every_asset_and_what_it_depends_on(page: "Page") -> Non
         sees(page.get_by_text(name, exact=True))
     graph = defs.resolve_asset_graph()
     arrows = [(parent, asset) for asset in graph.get_all_asset_keys() for parent in graph.get(asset).parent_keys]
-    assert page.locator("svg path[marker-end]").count() == len(arrows)
+    drawn = page.locator("svg path[marker-end]")
+    drawn.nth(len(arrows) - 1).wait_for(state="attached")
+    assert drawn.count() == len(arrows)
 
 
 def test_materialize_all_starts_a_run_that_succeeds(page: "Page", ui: Ui) -> None:
@@ -162,10 +164,12 @@ def test_schedule_and_sensor_are_switched_on_and_tick(page: "Page") -> None:
 
     page.goto("/automation")
     page.get_by_role("link", name="market_data_revision_sensor").click()
+    ticked = row(page, "Latest tick").filter(has_text="requested")
+    sees(ticked)
     switch(page, on=False)
     before = tick(page)
     switch(page, on=True)
-    sees(row(page, "Latest tick").filter(has_text="requested").filter(has_not_text=before))
+    sees(ticked.filter(has_not_text=before))
     sees(page.get_by_role("row").filter(has_text="View logs").filter(has_text=tick(page)))
 
 
