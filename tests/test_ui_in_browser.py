@@ -69,8 +69,8 @@ def verdict(first_demo: "subprocess.CompletedProcess[str]") -> str:
 
 @pytest.fixture
 def page(browser: "Browser", ui: Ui) -> "Iterator[Page]":
-    sharpness = 2 if PICTURES else 1
-    size: Any = {"width": 1280, "height": 1000}
+    sharpness = 1.5 if PICTURES else 1
+    size: Any = {"width": 1280, "height": 1120}
     with browser.new_page(base_url=ui.address, viewport=size, device_scale_factor=sharpness) as page:
         page.set_default_timeout(TIMEOUT_S * 1000)
         yield page
@@ -114,7 +114,7 @@ def test_materialize_all_starts_a_run_that_succeeds(page: "Page", ui: Ui) -> Non
 def test_the_page_of_the_evaluation_shows_its_verdict_and_its_pictures(page: "Page", verdict: str) -> None:
     page.goto("/assets/model_evaluation")
     sees(page.get_by_text(verdict))
-    page.get_by_text(verdict).evaluate("verdict => verdict.scrollIntoView()")
+    page.get_by_text(verdict).evaluate("verdict => verdict.scrollIntoView({inline: 'nearest'})")
     links = page.get_by_text("[Show Markdown]")
     shown = []
     for link in links.all():
