@@ -1,10 +1,11 @@
 # Everything a fresh machine needs, with only Python 3.11-3.13 and make:
-#   make demo    install, then run the whole pipeline on real bars
-#   make test    install the development tools, then run the tests with coverage
-#   make ui      the Dagster UI on http://127.0.0.1:3000
-#   make check   format, lint, types, Dagster definitions
-#   make bench   the benchmarks behind the numbers in the README
-#   make docs    write docs/features.md anew from the declarations
+#   make demo      install, then run the whole pipeline on real bars
+#   make test      install the development tools, then run the tests with coverage
+#   make ui        the Dagster UI on http://127.0.0.1:3000
+#   make check     format, lint, types, Dagster definitions
+#   make bench     the benchmarks behind the numbers in the README
+#   make docs      write docs/features.md anew from the declarations
+#   make pictures  take the README's pictures anew, as a person sees them in Debian's Chromium
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 RUN := env -u PYTHONDONTWRITEBYTECODE
 PIP := $(RUN) $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: demo test ui check bench docs lock clean
+.PHONY: demo test ui check bench docs pictures lock clean
 
 demo: $(VENV)/run.installed
 	@$(RUN) $(BIN)/mt5-crs demo
@@ -38,6 +39,9 @@ bench: $(VENV)/dev.installed
 docs: $(VENV)/run.installed
 	@$(RUN) $(BIN)/python -c "import pathlib; from mt5_crs_pipeline.core.features.documentation import feature_document; \
 		pathlib.Path('docs/features.md').write_text(feature_document(), encoding='utf-8')"
+
+pictures: $(VENV)/dev.installed
+	MT5_CRS_SCREENSHOTS=$(CURDIR)/docs $(RUN) $(BIN)/python -m pytest tests/test_ui_in_browser.py
 
 $(VENV)/python.created:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; none was found. Name one: make demo PYTHON=/path/to/python3.12"; exit 1; }

@@ -110,7 +110,7 @@ def first_demo(demo_folder: Path) -> "subprocess.CompletedProcess[str]":
     return succeed(demo_folder / "home", "demo")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def demo_home(demo_folder: Path, first_demo: "subprocess.CompletedProcess[str]") -> Path:
     """State folder in which the demo ran undisturbed; a test that changes it works on a copy."""
     assert first_demo.returncode == 0

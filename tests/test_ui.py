@@ -1,10 +1,7 @@
 """`mt5-crs ui` for real: its webserver answers GraphQL, its daemon runs and senses, and it leaves no process behind."""
 
-import contextlib
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,91 +10,14 @@ import pandas as pd
 import psutil
 import psycopg2
 import pytest
-import requests
 
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
-from tests.commands import (
-    comes_true,
-    of_folder,
-    read_until,
-    run,
-    short_folder,
-    started,
-    succeed,
-    write_daily_bars,
-)
+from tests.commands import comes_true, of_folder, run, short_folder, succeed, write_daily_bars
+from tests.ui import ASSETS, RANGE, Ui, free_port, running_ui
 
-ASSETS = {
-    *("market_data", "market_data_parquet", "feast_registry", "technical_features", "feast_online_store"),
-    *("training_set", "xgboost_model", "noise_floor", "model_evaluation", "champion_model", "live_predictions"),
-}
 SETTINGS = {"START": "2011-06"}
 FIRST, LAST = "2011-06", "2012-12"
-RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
-LAUNCH = """
-mutation ($parameters: ExecutionParams!) {
-  launchPipelineExecution(executionParams: $parameters) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-  }
-}
-"""
-
-
-class Ui:
-    """A running `mt5-crs ui` and its state folder."""
-
-    def __init__(self, home: Path, port: int, process: "subprocess.Popen[bytes]") -> None:
-        self.home, self.process = home, process
-        self.address = f"http://127.0.0.1:{port}"
-        self.port = port
-
-    def ask(self, query: str, **variables: object) -> Any:
-        answer = requests.post(f"{self.address}/graphql", json={"query": query, "variables": variables}, timeout=60)
-        content = answer.json()
-        assert "errors" not in content, content
-        return content["data"]
-
-    def runs(self) -> dict[str, dict[str, Any]]:
-        found = self.ask("{ runsOrError { ... on Runs { results { runId jobName status tags { key value } } } } }")
-        return {
-            one["runId"]: one | {"tags": {tag["key"]: tag["value"] for tag in one["tags"]}}
-            for one in found["runsOrError"]["results"]
-        }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def launch(ui: Ui, job: str) -> str:
-    """Start a job over all months, as the UI's launchpad does; return the run's id."""
-    launched = ui.ask(
-        LAUNCH,
-        parameters={
-            "selector": {
-                "repositoryName": "__repository__",
-                "repositoryLocationName": "mt5_crs_pipeline",
-                "pipelineName": job,
-            },
-            "executionMetadata": {"tags": [{"key": RANGE[0], "value": FIRST}, {"key": RANGE[1], "value": LAST}]},
-            "mode": "default",
-        },
-    )["launchPipelineExecution"]
-    assert launched["__typename"] == "LaunchRunSuccess", launched
-    return str(launched["run"]["runId"])
-
-
-@contextlib.contextmanager
-def running_ui(home: Path) -> Iterator[Ui]:
-    port = free_port()
-    with started(home, "ui", "--port", port, **SETTINGS) as process:
-        said = read_until(process.stdout, "Ctrl-C stops everything")
-        assert f"http://127.0.0.1:{port} " in said
-        yield Ui(home, port, process)
 
 
 def leaves_nothing(ui: Ui, number: signal.Signals) -> None:
@@ -120,7 +40,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ui(home: Path) -> Iterator[Ui]:
-    with running_ui(home) as running:
+    with running_ui(home, **SETTINGS) as running:
         yield running
 
 
@@ -141,25 +61,16 @@ def test_the_code_location_loads_with_all_assets_and_the_sensor_running(ui: Ui) 
 
 
 def test_a_materialization_of_all_assets_succeeds_and_its_run_is_in_postgresql(ui: Ui) -> None:
-    run_id = launch(ui, "daily_retrain")
+    run_id = ui.launch("daily_retrain", FIRST, LAST)
     assert comes_true(lambda: ui.runs()[run_id]["status"] in ("SUCCESS", "FAILURE", "CANCELED"), 180)
     assert ui.runs()[run_id]["status"] == "SUCCESS", (ui.home / "logs" / "dagster-daemon.log").read_text()[-4000:]
-    nodes = ui.ask("{ assetNodes { assetKey { path } assetMaterializations(limit: 1) { runId } } }")["assetNodes"]
-    assert {node["assetKey"]["path"][0]: node["assetMaterializations"][0]["runId"] for node in nodes} == dict.fromkeys(
-        ASSETS, run_id
-    )
+    assert ui.materialized(run_id) == ASSETS
     assert rows(ui.home, "select status from dagster.runs where run_id = %s", run_id) == [("SUCCESS",)]
     assert len(list((ui.home / "reports" / "D1").glob("*.html"))) == 1
 
 
 def test_a_bar_inserted_by_plain_sql_is_sensed_and_exactly_its_months_are_computed_again(ui: Ui) -> None:
-    def settled() -> bool:
-        found = ui.runs().values()
-        return any(r["jobName"] == "market_data_backfill" for r in found) and all(
-            r["status"] == "SUCCESS" for r in found
-        )
-
-    assert comes_true(settled, 180), ui.runs()  # the first look finds every stored bar new
+    assert comes_true(ui.has_settled, 180), ui.runs()  # the first look finds every stored bar new
     before = set(ui.runs())
     times = pd.DatetimeIndex([t for (t,) in rows(ui.home, "select distinct time from market_data order by 1")])
     corrected = 200
@@ -200,13 +111,13 @@ def test_ctrl_c_stops_webserver_daemon_code_servers_and_database(ui: Ui) -> None
 
 
 def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(home: Path) -> None:
-    with running_ui(home) as killed:
+    with running_ui(home, **SETTINGS) as killed:
         killed.process.kill()
         killed.process.wait()
         left = of_folder(home)
         assert any("dagster-daemon" in " ".join(process.cmdline()) for process in left)
         stranded = rows(home, "update dagster.runs set status = 'STARTED' where id = 1 returning run_id")[0][0]
-        with running_ui(home) as again:
+        with running_ui(home, **SETTINGS) as again:
             dagster = [p for p in left if p.is_running() and "dagster" in " ".join(p.cmdline())]
             assert not dagster, [p.cmdline() for p in dagster]
             assert again.runs()[str(stranded)]["status"] == "FAILURE"
@@ -214,14 +125,14 @@ def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(hom
 
 
 def test_a_run_that_dies_with_everything_is_started_again_by_the_next_start(home: Path) -> None:
-    with running_ui(home) as killed:
-        died = launch(killed, "market_data_backfill")
+    with running_ui(home, **SETTINGS) as killed:
+        died = killed.launch("market_data_backfill", FIRST, LAST)
         assert comes_true(lambda: killed.runs()[died]["status"] == "STARTED", 120)
         for process in [*of_folder(home), psutil.Process(killed.process.pid)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         killed.process.wait()
-    with running_ui(home) as again:
+    with running_ui(home, **SETTINGS) as again:
         assert again.runs()[died]["status"] == "FAILURE"
 
         def is_done_again() -> bool:
