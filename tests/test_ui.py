@@ -1,5 +1,6 @@
 """`mt5-crs ui` for real: its webserver answers GraphQL, its daemon runs and senses, and it leaves no process behind."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
