@@ -195,7 +195,7 @@ def test_an_upgrade_that_meets_a_foreign_table_of_its_name_is_refused_and_change
 def test_a_newer_schema_is_refused(database_url: str) -> None:
     prepare_database(database_url)
     query(database_url, "insert into mt5_crs_schema_version (version) values (99)")
-    with pytest.raises(SchemaMismatchError, match="has schema version 99, this package knows 4: upgrade it") as error:
+    with pytest.raises(SchemaMismatchError, match="has schema version 99, this package knows 5: upgrade it") as error:
         prepare_database(database_url)
     one_line(error)
 
