@@ -1,4 +1,4 @@
-"""The command line: mt5-crs demo, ingest, retrain, search, predict, report, rollback, ui, doctor, exec."""
+"""The command line: mt5-crs demo, ingest, retrain, search, predict, report, rollback, ui, roles, doctor, exec."""
 
 import contextlib
 import json
@@ -62,6 +62,7 @@ def demo(as_json: bool) -> None:
     from mt5_crs_pipeline.adapters import demo_bars
     from mt5_crs_pipeline.adapters.bar_store import ingest as store
     from mt5_crs_pipeline.adapters.database import Database
+    from mt5_crs_pipeline.inference import predict_stored
 
     settings = load_settings()
     if settings.timeframe != demo_bars.TIMEFRAME:
@@ -78,7 +79,7 @@ def demo(as_json: bool) -> None:
             counts = store(url, bars, demo_bars.TIMEFRAME, demo_bars.SOURCE, datetime.now(UTC))
         click.echo(_counts_line(counts.to_dict()), err=True)
         result = _retrain(settings, database)
-        predictions = [_predict_stored(settings, database, symbol) for symbol in demo_bars.SYMBOLS]
+        predictions = [predict_stored(settings, symbol).to_dict() for symbol in demo_bars.SYMBOLS]
     result = {"bars": counts.to_dict(), **result, "predictions": predictions, "seconds": time.monotonic() - started}
     if as_json:
         click.echo(json.dumps(result))
@@ -201,12 +202,11 @@ def search(trials: int, write: bool, as_json: bool) -> None:
 @JSON_OPTION
 def predict(symbol: str | None, bars: Path | None, timezone: str | None, version: str | None, as_json: bool) -> None:
     """Say whether the price is likelier to rise or not, and how far to trust it."""
-    from mt5_crs_pipeline.adapters.database import Database
+    from mt5_crs_pipeline.inference import PricePredictor, predict_stored
 
     settings = load_settings()
     if bars:
         from mt5_crs_pipeline.adapters.mt5 import read_bars
-        from mt5_crs_pipeline.inference import PricePredictor
 
         file = read_bars(bars, symbol=symbol, timeframe=None, timezone=timezone)
         if file.timeframe != settings.timeframe:
@@ -216,7 +216,7 @@ def predict(symbol: str | None, bars: Path | None, timezone: str | None, version
             )
         result = PricePredictor(settings.models, version).predict_from_ohlcv(file.bars).to_dict()
     elif symbol:
-        result = _predict_stored(settings, Database(settings), symbol, version)
+        result = predict_stored(settings, symbol, version).to_dict()
     else:
         raise click.UsageError("give --symbol or --bars")
     if as_json:
@@ -269,6 +269,21 @@ def ui(port: int) -> None:
     from mt5_crs_pipeline.ui import serve_ui
 
     serve_ui(load_settings(), port, click.echo)
+
+
+@commands.command(epilog="Example: mt5-crs roles --sql")
+@click.option("--sql", is_flag=True, help="Print the statements for an administrator to run, and change nothing.")
+def roles(sql: bool) -> None:
+    """Create the SQL roles mt5_crs_reader and mt5_crs_writer, to be granted to logins of your own."""
+    from mt5_crs_pipeline.adapters.database import Database
+    from mt5_crs_pipeline.adapters.roles import READER, WRITER, create_roles, roles_sql
+
+    with Database(load_settings()).url() as url:
+        if sql:
+            click.echo(roles_sql(url))
+            return
+        schema = create_roles(url)
+    click.echo(f"{READER} may read schema {schema} and feast, {WRITER} may add bars: grant them to your logins")
 
 
 @commands.command(epilog="Example: mt5-crs doctor")
@@ -324,21 +339,6 @@ def _retrain(settings: Settings, database: Any, as_of: datetime | None = None) -
         from mt5_crs_pipeline.runner import newest_result, retrain
     retrain(settings, database, lambda text: click.echo(text, err=True), as_of)
     return newest_result(settings)
-
-
-def _predict_stored(settings: Settings, database: Any, symbol: str, version: str | None = None) -> dict[str, Any]:
-    from mt5_crs_pipeline.adapters.bar_store import read_latest, stored_symbols
-    from mt5_crs_pipeline.core.errors import UnknownSymbolError
-    from mt5_crs_pipeline.inference import PricePredictor
-
-    predictor = PricePredictor(settings.models, version)
-    with database.connection() as connection:
-        # One more than needed: the newest stored bar may still be forming.
-        bars = read_latest(connection, settings.timeframe, symbols=[symbol], last=predictor.lookback + 1).to_pandas()
-        if bars.empty:
-            known = ", ".join(stored_symbols(connection, settings.timeframe)) or "none"
-            raise UnknownSymbolError(f"no {settings.timeframe} bars are stored for {symbol!r}; stored are {known}")
-    return predictor.predict_from_ohlcv(bars).to_dict()
 
 
 def _from_environment(name: str | None) -> str | None:

@@ -1,10 +1,13 @@
 """What `mt5-crs doctor` looks at: each finding says what was examined, what was found, and whether it is right."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from mt5_crs_pipeline.adapters.bar_store import stored_symbols
+from mt5_crs_pipeline.adapters.calendars import lake_attendance
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.feature_parity import parity_of_lake, parity_of_online_store
@@ -37,6 +40,7 @@ def examine(settings: Settings, rebuild: bool = False) -> Iterator[dict[str, Any
     except PipelineError as error:
         yield {"what": "database", "found": str(error), "ok": False}
     yield _finding("lake", lambda: _lake(Lake(settings.lake)))
+    yield _finding("market time", lambda: _market_time(settings))
     yield _finding("stored features", lambda: _stored_features(Lake(settings.lake)))
     yield _finding("models", lambda: _models(ModelStore(settings.models)))
     if rebuild:
@@ -82,6 +86,24 @@ def _lake(lake: Lake) -> str:
     for path in files:
         read_parquet(path)
     return f"{len(files)} files read with their checksums verified"
+
+
+def _market_time(settings: Settings) -> str:
+    found = lake_attendance(Lake(settings.lake), settings.timeframe, settings.calendars, datetime.now(UTC))
+    parts = []
+    for calendar in sorted({one.calendar.name for one in found}):
+        of = [one for one in found if one.calendar.name == calendar]
+        states = Counter(one.state for one in of)
+        gaps = [gap for one in of for gap in one.gaps]
+        guessed = " (guessed)" if all(one.calendar.is_guess for one in of) else ""
+        parts.append(
+            f"{calendar}{guessed}: {len(of)} symbols, {states['ended']} ended, {len(gaps)} gaps"
+            f" ({sum(gap.bars for gap in gaps)} bars), {states['outage']} outages"
+        )
+    said = "; ".join(parts) or "no bars yet"
+    if late := [f"{one.symbol} since {one.outage.first:%Y-%m-%d %H:%M}" for one in found if one.outage]:
+        raise PipelineError(f"{said}: no bars of {', '.join(late)} UTC: look after what delivers them")
+    return said
 
 
 def _stored_features(lake: Lake) -> str:

@@ -21,7 +21,7 @@ from mt5_crs_pipeline.core.bars import (
 from mt5_crs_pipeline.core.errors import InputError, NotEnoughBarsError, UnknownSymbolError
 from mt5_crs_pipeline.core.features import feature_frame, get_feature_names
 from mt5_crs_pipeline.core.model import predict
-from mt5_crs_pipeline.settings import load_settings
+from mt5_crs_pipeline.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)
@@ -182,3 +182,22 @@ def _check_numbers(frame: pd.DataFrame, names: list[str]) -> None:
             raise InputError(
                 f"{name} is {frame[name].dtype}, not a number; first value {frame[name].iloc[:1].tolist()}"
             )
+
+
+def predict_stored(settings: Settings, symbol: str, version: str | None = None) -> Prediction:
+    """Predict from the newest stored bars of `symbol`; `version` is as in PricePredictor.
+
+    Raises UnknownSymbolError when no bars of it are stored, and what PricePredictor raises.
+    """
+    # Who predicts from bars of their own needs no database.
+    from mt5_crs_pipeline.adapters.bar_store import read_latest, stored_symbols
+    from mt5_crs_pipeline.adapters.database import Database
+
+    predictor = PricePredictor(settings.models, version)
+    with Database(settings).connection() as connection:
+        # One more than needed: the newest stored bar may still be forming.
+        bars = read_latest(connection, settings.timeframe, symbols=[symbol], last=predictor.lookback + 1).to_pandas()
+        if bars.empty:
+            known = ", ".join(stored_symbols(connection, settings.timeframe)) or "none"
+            raise UnknownSymbolError(f"no {settings.timeframe} bars are stored for {symbol!r}; stored are {known}")
+    return predictor.predict_from_ohlcv(bars)

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from mt5_crs_pipeline.adapters.alerts import alert
 from mt5_crs_pipeline.adapters.bar_store import read_latest
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.model_store import Bundle, ModelStore
@@ -28,6 +29,14 @@ def return_to_earlier_champion(settings: Settings) -> dict[str, Any]:
 
         now = datetime.now(UTC)
         bundle = roll_back(connection, store, settings.timeframe, now, check)
+    left = replaced["model_version"] if replaced else "no model"
+    alert(
+        Database(settings),
+        settings.alert_urls.get_secret_value(),
+        f"{settings.timeframe} rollback {bundle.version} {now.isoformat()}",
+        f"{bundle.version} is the champion again",
+        f"mt5-crs rollback returned from {left} to {bundle.version}",
+    )
     return {
         "model_version": bundle.version,
         "replaced": replaced["model_version"] if replaced else None,

@@ -17,7 +17,9 @@ from mt5_crs_pipeline.adapters.feast_store import feast_environment
 from mt5_crs_pipeline.adapters.files import commit_bytes, make_folder, remove_leftovers
 from mt5_crs_pipeline.adapters.postgres import connected
 from mt5_crs_pipeline.core.errors import InputError, PipelineError
+from mt5_crs_pipeline.defs.alerts import alert_failed_run
 from mt5_crs_pipeline.defs.assets.model import current_version
+from mt5_crs_pipeline.defs.failures import RunInterruptedError, failed_check, failed_step
 from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.processes import is_alive, own_process, recorded_processes
@@ -110,6 +112,8 @@ def retrain(settings: Settings, database: Database, say: Callable[[str], None], 
                 tags={**range_tags(months[0], months[-1]), PROCESS_TAG: own_process(), "dagster/max_retries": "0"},
                 raise_on_error=False,
             )
+            if not result.success:
+                alert_failed_run(Stores(settings), result.dagster_run, result.all_events)
     if not result.success:
         raise PipelineError(failure(result))
 
@@ -136,24 +140,15 @@ def newest_result(settings: Settings) -> dict[str, Any]:
 
 def failure(result: dg.ExecuteInProcessResult) -> str:
     """Say in one line why a run failed; the whole error of a bug. Raises KeyboardInterrupt when Ctrl-C ended it."""
-    for event in result.all_events:
-        if event.event_type_value == "ASSET_CHECK_EVALUATION" and not event.asset_check_evaluation_data.passed:
-            check = event.asset_check_evaluation_data
-            counts = {name: value.value for name, value in check.metadata.items() if isinstance(value.value, int)}
-            found = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
-            return f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {found}"
-    for event in result.all_events:
-        if event.is_step_failure and event.step_failure_data.error:
-            error = event.step_failure_data.error
-            if error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
-                raise KeyboardInterrupt
-            causes = [error]
-            while causes[-1].cause:
-                causes.append(causes[-1].cause)
-            for cause in causes:
-                if cause.cls_name in _own_errors():
-                    return f"{event.step_key}: {cause.message.split(': ', 1)[-1].strip()}"
-            return f"{event.step_key} failed; this is a bug:\n{error.to_string()}"
+    if said := failed_check(result.all_events):
+        return said
+    try:
+        failed = failed_step(result.all_events)
+    except RunInterruptedError:
+        raise KeyboardInterrupt from None
+    if failed:
+        step, reason, bug = failed
+        return f"{step} failed; this is a bug:\n{bug}" if bug else f"{step}: {reason}"
     outside = [event.job_failure_data.error for event in result.all_events if event.is_job_failure]
     said = outside[0].to_string() if outside and outside[0] else "no cause given"
     return f"run {result.run_id} failed outside its steps; this is a bug:\n{said}"
@@ -182,12 +177,3 @@ def stored_months(settings: Settings, url: str) -> list[str]:
             f" {stored[-1]}; choose an earlier start"
         )
     return wanted
-
-
-def _own_errors() -> set[str]:
-    found, queue = set(), [PipelineError]
-    while queue:
-        kind = queue.pop()
-        found.add(kind.__name__)
-        queue += kind.__subclasses__()
-    return found

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mt5_crs_pipeline.core.bars import check_symbol, check_timeframe
 from mt5_crs_pipeline.core.errors import ConfigurationError
+from mt5_crs_pipeline.core.market_time import ALWAYS_OPEN, FX, parse_calendars
 
 ENVIRONMENT_PREFIX = "MT5_CRS_"
+T = TypeVar("T")
 
 
 class Settings(BaseSettings):
@@ -25,11 +27,14 @@ class Settings(BaseSettings):
     home: Path = Path(".mt5_crs")
     database_url: SecretStr = SecretStr("")
     redis_url: SecretStr = SecretStr("")
+    alert_urls: SecretStr = SecretStr("")
     timeframe: str = "D1"
     start: str = "2000-01"
     trading_cost: float | None = Field(default=None, ge=0, lt=1)
     noise_runs: int = Field(default=10, ge=0, le=1000)
+    executor: Literal["in_process", "multiprocess"] = "in_process"
     symbols: Annotated[tuple[str, ...], NoDecode] = ()
+    calendars: Annotated[dict[str, str], NoDecode] = {}
 
     @field_validator("home")
     @classmethod
@@ -59,6 +64,28 @@ class Settings(BaseSettings):
             return names
         return tuple(_naming("SYMBOLS", check_symbol, name) for name in names if name)
 
+    @field_validator("calendars", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        return _naming("CALENDARS", parse_calendars, value) if isinstance(value, str) else value
+
+    @field_validator("calendars")
+    @classmethod
+    def _known_calendars(cls, value: dict[str, str]) -> dict[str, str]:
+        exchanges = {symbol: name for symbol, name in value.items() if name not in (FX, ALWAYS_OPEN)}
+        if exchanges:
+            import exchange_calendars
+
+            known = exchange_calendars.get_calendar_names(include_aliases=True)
+            for symbol, name in exchanges.items():
+                if name not in known:
+                    choices = ", ".join(exchange_calendars.get_calendar_names(include_aliases=False))
+                    raise ConfigurationError(
+                        f"{ENVIRONMENT_PREFIX}CALENDARS: calendar {name!r} of {symbol} is unknown: choose one of"
+                        f" {FX}, {ALWAYS_OPEN}, {choices}"
+                    )
+        return value
+
     @property
     def lake(self) -> Path:
         """Folder of the Parquet files of the chosen timeframe."""
@@ -85,7 +112,7 @@ class Settings(BaseSettings):
         return self.home / "dagster"
 
 
-def _naming(variable: str, check: Callable[[str], str], value: str) -> str:
+def _naming(variable: str, check: Callable[[str], T], value: str) -> T:
     """Return what `check` makes of `value`; its error begins with the variable's name."""
     try:
         return check(value)

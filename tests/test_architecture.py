@@ -19,7 +19,7 @@ TREES = {
 }
 OURS = ("mt5_crs_pipeline", "feature_repo")
 # They cost seconds, or exist on Windows only: whoever needs them imports them inside the function.
-SLOW = {"feast", "matplotlib", "optuna", "redis", "xgboost", "MetaTrader5"}
+SLOW = {"apprise", "exchange_calendars", "feast", "matplotlib", "optuna", "redis", "xgboost", "MetaTrader5"}
 FEAST_PLUGIN = "mt5_crs_pipeline.adapters.asof_"
 
 

@@ -23,7 +23,7 @@ from tests.adapters.small_model import VERSION, save_model
 from tests.commands import environment, hashes, run, short_folder, succeed, write_daily_bars
 
 NOBODY = 65534
-COMMANDS = ("demo", "ingest", "retrain", "search", "predict", "report", "rollback", "ui", "doctor", "exec")
+COMMANDS = ("demo", "ingest", "retrain", "search", "predict", "report", "rollback", "ui", "roles", "doctor", "exec")
 EXPORT = "<DATE>\t<TIME>\t<OPEN>\t<HIGH>\t<LOW>\t<CLOSE>\t<TICKVOL>\t<VOL>\t<SPREAD>\r\n"
 ROW = "2025.06.23\t00:00:00\t1.1\t1.2\t1.0\t1.1\t100\t0\t5\r\n"
 as_root_only = pytest.mark.skipif(os.geteuid() != 0, reason="SKIPPED LOUDLY: only root can act as another OS user")

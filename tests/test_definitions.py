@@ -19,8 +19,8 @@ from mt5_crs_pipeline.core.features import FeatureConfig
 from mt5_crs_pipeline.definitions import defs
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import technical_features
-from mt5_crs_pipeline.defs.automation import daily_retrain_schedule
 from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
+from mt5_crs_pipeline.defs.timing import FRESHNESS
 from tests.core.samples import random_bars
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ UPSTREAM = {
 }
 MONTHLY = ["market_data", "market_data_parquet", "technical_features", "feast_online_store"]
 CHECKS = {
-    "market_data_parquet": ["bars_are_valid_and_unique"],
+    "market_data_parquet": ["bars_are_valid_and_unique", "bars_follow_the_market"],
     "technical_features": ["features_are_complete_against_bars", "features_equal_a_fresh_computation"],
     "feast_online_store": ["online_features_equal_a_fresh_computation"],
     "training_set": ["training_rows_are_labelled_and_past", "training_features_were_known_at_the_close"],
@@ -145,11 +145,15 @@ def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
         lake.write(EXTRACT, str(month), pa.Table.from_pandas(part, schema=BAR_SCHEMA, preserve_index=False))
     result = dg.materialize(
         [market_data_parquet, technical_features],
-        resources={"stores": SimpleNamespace(lake=lake, timeframe="D1", alone=contextlib.nullcontext)},
+        resources={
+            "stores": SimpleNamespace(
+                lake=lake, timeframe="D1", calendars={}, alert=print, alone=contextlib.nullcontext
+            )
+        },
         tags=range_tags("2023-01", "2023-03"),
     )
     assert result.success
-    assert len(result.get_asset_check_evaluations()) == 3
+    assert len(result.get_asset_check_evaluations()) == 4
     stages = {"market_data_parquet": MARKET_DATA, "technical_features": TECHNICAL_FEATURES}
     for name, stage in stages.items():
         files = sorted(lake.stage_folder(stage).iterdir())
@@ -164,7 +168,11 @@ def test_the_checks_block_what_comes_after_them() -> None:
     found = {name: list(asset(name).check_specs) for name in UPSTREAM if list(asset(name).check_specs)}
     assert {name: [check.name for check in checks] for name, checks in found.items()} == CHECKS
     for checks in found.values():
-        assert all(check.blocking and check.description for check in checks)
+        assert all(check.description for check in checks)
+    # A gap or an outage is to be seen, and stops nothing.
+    assert {check.name for checks in found.values() for check in checks if not check.blocking} == {
+        "bars_follow_the_market"
+    }
 
 
 def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
@@ -172,10 +180,11 @@ def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
     assert {job.name for job in repository.get_all_jobs()} - {"__ASSET_JOB"} == {
         "daily_retrain",
         "market_data_backfill",
+        "standing_checks",
     }
-    assert [schedule.name for schedule in repository.schedule_defs] == ["daily_retrain_schedule"]
-    assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor"]
-    assert repository.schedule_defs[0].job_name == "daily_retrain"
+    scheduled = {schedule.name: schedule.job_name for schedule in repository.schedule_defs}
+    assert scheduled == {"daily_retrain_schedule": "daily_retrain", "standing_checks_schedule": "standing_checks"}
+    assert [sensor.name for sensor in repository.sensor_defs] == ["market_data_revision_sensor", "run_failure_alerts"]
     assert repository.sensor_defs[0].job_name == "market_data_backfill"
     selected = {
         name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.executable_asset_keys}
@@ -183,31 +192,21 @@ def test_jobs_schedule_and_sensor_have_their_names_and_their_assets() -> None:
     }
     assert selected["daily_retrain"] == set(UPSTREAM)
     assert selected["market_data_backfill"] == set(list(UPSTREAM)[:5])
+    # What holds between runs is looked at by its own job, not by those that change it.
+    steps = {name: len(defs.resolve_job_def(name).nodes) for name in (*selected, "standing_checks")}
+    assert steps == {"daily_retrain": len(UPSTREAM), "market_data_backfill": 5, "standing_checks": 1}
 
 
-def test_every_friday_is_retrained_on_saturday_with_its_own_month() -> None:
-    schedule = defs.resolve_schedule_def("daily_retrain_schedule")
-    # Half past midnight UTC, every day of the week.
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("30 0 * * *", "UTC")
-    friday = datetime(2023, 1, 6, tzinfo=UTC)
-    while friday.year < 2025:
-        tick = friday + timedelta(days=1, minutes=30)
-        request = daily_retrain_schedule(dg.build_schedule_context(scheduled_execution_time=tick))
-        assert isinstance(request, dg.RunRequest)
-        months = (
-            request.tags["dagster/asset_partition_range_start"],
-            request.tags["dagster/asset_partition_range_end"],
-        )
-        assert months == (f"{friday:%Y-%m}", f"{tick:%Y-%m}")
-        assert request.run_key == f"{tick:%Y-%m-%d}"
-        friday += timedelta(days=7)
+def test_the_assets_that_a_day_ends_with_share_one_freshness_policy() -> None:
+    policies = {name: spec(name).freshness_policy for name in UPSTREAM}
+    assert {name for name, policy in policies.items() if policy} == {"market_data_parquet", "champion_model"}
+    assert policies["market_data_parquet"] == policies["champion_model"] == FRESHNESS
 
 
 def test_loading_the_code_location_imports_nothing_slow() -> None:
     code = "import sys, mt5_crs_pipeline.definitions as d; d.defs.get_repository_def();"
-    code += (
-        "print(sorted({'feast', 'matplotlib', 'xgboost', 'MetaTrader5'} & set(sys.modules)), 'dagster' in sys.modules)"
-    )
+    code += "slow = {'exchange_calendars', 'feast', 'matplotlib', 'xgboost', 'MetaTrader5'};"
+    code += "print(sorted(slow & set(sys.modules)), 'dagster' in sys.modules)"
     assert python(code).split() == ["[]", "True"]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from mt5_crs_pipeline.adapters.demo_bars import SYMBOLS
 from mt5_crs_pipeline.adapters.embedded_postgres import running_server
+from mt5_crs_pipeline.defs.partitions import range_tags
 from tests.commands import comes_true, hashes, of_folder, read_until, started, succeed, write_daily_bars
 
 STEPS = (
@@ -110,6 +112,18 @@ def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
     succeed(home, "retrain", **SMALL)
     assert data_files(home) == undisturbed
     assert_recovered(home)
+
+
+def test_a_process_for_every_step_gives_the_same_bytes(
+    demo_folder: Path, ingested: Path, undisturbed: dict[str, str]
+) -> None:
+    home = shutil.copytree(ingested, demo_folder / "processes")
+    job = ["dagster", "job", "execute", "-m", "mt5_crs_pipeline.definitions", "-j", "market_data_backfill", "--tags"]
+    said = succeed(home, "exec", *job, json.dumps(range_tags("2011-01", "2012-12")), **SMALL, EXECUTOR="multiprocess")
+    assert len(set(re.findall(r"Started process for step|Launching subprocess for \"(\w+)\"", said.stderr))) == 5
+    made = data_files(home)
+    assert made == {path: digest for path, digest in undisturbed.items() if path in made}
+    assert {path.split("/")[1] for path in made} == {"extract", "market_data", "technical_features"}
 
 
 def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_ends_with_the_same_files(

@@ -18,7 +18,7 @@ from tests.commands import run, succeed
 
 FINDINGS = [
     *("package", "state folder", "database", "feature registry", "online features"),
-    *("live outcomes", "lake", "stored features", "models"),
+    *("live outcomes", "lake", "market time", "stored features", "models"),
 ]
 
 
@@ -55,6 +55,7 @@ def test_everything_is_well_after_the_demo(demo_home: Path) -> None:
     values = 2 * len(PIPELINE_FEATURES.features)
     assert f"{values * 205:,} values of 205 rows equal a fresh computation to the last bit" in said.stdout
     assert f"{values * 5:,} values of 5 rows equal a fresh computation to the last bit" in said.stdout
+    assert "market time: XNYS (guessed): 5 symbols, 5 ended, 0 gaps (0 bars), 0 outages\n" in said.stdout
     assert said.stderr == ""
 
 

@@ -15,6 +15,7 @@ from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.automation import RUN_KEY_TAG, market_data_backfill, market_data_revision_sensor
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.standing import every_change_has_arrived
 from mt5_crs_pipeline.doctor import examine
 from mt5_crs_pipeline.rebuild import Rebuild, rebuild_check
 from mt5_crs_pipeline.settings import Settings
@@ -33,7 +34,8 @@ class Automation:
 
     def __init__(self, stores: Stores, instance: dg.DagsterInstance) -> None:
         assets = [market_data, market_data_parquet, feast_registry, technical_features, feast_online_store]
-        defs = dg.Definitions(assets, jobs=[market_data_backfill], resources={"stores": stores})
+        checks = [every_change_has_arrived]
+        defs = dg.Definitions(assets, asset_checks=checks, jobs=[market_data_backfill], resources={"stores": stores})
         self.job = defs.resolve_job_def(market_data_backfill.name)
         self.stores, self.instance, self.cursor = stores, instance, None
 

@@ -14,6 +14,7 @@ from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import card, model, planted_predictions
 from tests.commands import run, succeed, write_daily_bars
 from tests.defs.small_lake import execute
+from tests.receiver import CANARY, receiving
 
 VERSIONS = ("20130301-a", "20130301-b", "20130301-c")
 
@@ -56,7 +57,13 @@ def test_rollback_twice_says_what_answers_now_and_then_that_there_is_no_more(
     settings: Settings, store: ModelStore, address: dict[str, str], tmp_path: Path
 ) -> None:
     with_bars(settings, address, tmp_path)
-    told = json.loads(succeed(settings.home, "rollback", "--json", **address).stdout)
+    with receiving() as receiver:
+        done = succeed(settings.home, "rollback", "--json", **address, ALERT_URLS=receiver.url)
+    told = json.loads(done.stdout)
+    (message,) = receiver.messages
+    assert message["title"] == f"{VERSIONS[1]} is the champion again"
+    assert message["message"] == f"mt5-crs rollback returned from {VERSIONS[2]} to {VERSIONS[1]}"
+    assert CANARY not in done.stdout + done.stderr + str(message)
     assert (told["model_version"], told["replaced"]) == (VERSIONS[1], VERSIONS[2]) and champion(store) == VERSIONS[1]
     assert told["prediction"]["model_version"] == VERSIONS[1]
     predicted = json.loads(succeed(settings.home, "predict", "--symbol", "AAPL", "--json", **address).stdout)

@@ -152,10 +152,15 @@ def test_a_failed_run_is_explained_by_its_own_error_or_shown_whole(instance: dg.
 
 
 def test_a_failed_check_is_explained_by_its_counts_and_not_by_its_pictures(instance: dg.DagsterInstance) -> None:
-    @dg.asset(check_specs=[dg.AssetCheckSpec("rows_are_valid", asset="rows", blocking=True)])
+    specs = [
+        dg.AssetCheckSpec(name, asset="rows", blocking=name == "rows_are_valid") for name in ("odd", "rows_are_valid")
+    ]
+
+    @dg.asset(check_specs=specs)
     def rows() -> dg.MaterializeResult:
         found = {"rows": 12154, "invalid": 3, "repeated": 0, "closes": dg.MetadataValue.md("![](data:image/png;...)")}
-        return dg.MaterializeResult(check_results=[dg.AssetCheckResult(passed=False, metadata=found)])
+        failed = [dg.AssetCheckResult(check_name=spec.name, passed=False, metadata=found) for spec in specs]
+        return dg.MaterializeResult(check_results=failed)
 
     result = dg.materialize([rows], instance=instance, raise_on_error=False)
     assert failure(result) == "check rows_are_valid of rows failed: 12,154 rows, 3 invalid"

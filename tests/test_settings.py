@@ -33,10 +33,13 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "HOME": str(tmp_path / "state"),
         "DATABASE_URL": SECRET,
         "REDIS_URL": "redis://host",
+        "ALERT_URLS": "json://a, mailto://b",
         "TIMEFRAME": "H1",
         "START": "2015-07",
         "NOISE_RUNS": "3",
+        "EXECUTOR": "multiprocess",
         "SYMBOLS": " EURUSD, US30.cash ,,#AAPL ",
+        "CALENDARS": " EURUSD=fx, BTCUSD = 24/7,,SAP=XETR, IBM=NYSE",
     }.items():
         monkeypatch.setenv(f"MT5_CRS_{name}", value)
     settings = load_settings()
@@ -44,12 +47,14 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert settings.database_url.get_secret_value() == SECRET
     assert settings.redis_url.get_secret_value() == "redis://host"
     assert (settings.timeframe, settings.start) == ("H1", "2015-07")
-    assert settings.noise_runs == 3
+    assert (settings.noise_runs, settings.executor) == (3, "multiprocess")
     assert settings.symbols == ("EURUSD", "US30.cash", "#AAPL")
     assert settings.lake == tmp_path / "state" / "lake" / "H1"
     assert settings.models == tmp_path / "state" / "models" / "H1"
     assert settings.reports == tmp_path / "state" / "reports" / "H1"
     assert settings.dagster_home == tmp_path / "state" / "dagster"
+    assert settings.alert_urls.get_secret_value() == "json://a, mailto://b"
+    assert settings.calendars == {"EURUSD": "fx", "BTCUSD": "24/7", "SAP": "XETR", "IBM": "NYSE"}
 
 
 def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -60,7 +65,19 @@ def test_a_dotenv_file_counts_less_than_the_environment(monkeypatch: pytest.Monk
 
 
 def test_an_empty_variable_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HOME", "DATABASE_URL", "REDIS_URL", "TIMEFRAME", "START", "SYMBOLS", "TRADING_COST", "NOISE_RUNS"):
+    for name in (
+        "HOME",
+        "DATABASE_URL",
+        "REDIS_URL",
+        "ALERT_URLS",
+        "TIMEFRAME",
+        "START",
+        "SYMBOLS",
+        "CALENDARS",
+        "TRADING_COST",
+        "NOISE_RUNS",
+        "EXECUTOR",
+    ):
         monkeypatch.setenv(f"MT5_CRS_{name}", "")
     assert load_settings() == Settings()
     assert load_settings().home == tmp_path / ".mt5_crs"
@@ -88,9 +105,14 @@ def test_a_home_in_the_home_folder_is_found(monkeypatch: pytest.MonkeyPatch, tmp
         ("NOISE_RUNS", "-1", ["greater than or equal to 0", "'-1'"]),
         ("NOISE_RUNS", "1001", ["less than or equal to 1000", "'1001'"]),
         ("NOISE_RUNS", "2.5", ["integer", "'2.5'"]),
+        ("EXECUTOR", "threads", ["'in_process' or 'multiprocess'", "'threads'"]),
         ("SYMBOLS", "EURUSD,../etc", ["'../etc'", "A-Z"]),
         ("SYMBOLS", "'; drop table market_data; --", ["drop table", "A-Z"]),
         ("SYMBOLS", "EUR USD", ["'EUR USD'"]),
+        ("CALENDARS", "EURUSD", ["'EURUSD'", "EURUSD=fx"]),
+        ("CALENDARS", "EUR USD=fx", ["'EUR USD'"]),
+        ("CALENDARS", "IBM=XNYS,IBM=XETR", ["'IBM=XETR'", "XNYS already"]),
+        ("CALENDARS", "BTCUSD=24/7,SAP=XETRA", ["'XETRA' of SAP", "fx, 24/7", "XNYS", "XETR"]),
         ("HOME", "~nobody-at-all/x", ["~nobody-at-all"]),
     ],
 )
@@ -122,6 +144,7 @@ def test_a_dotenv_file_that_is_no_text_is_said(tmp_path: Path) -> None:
 def test_a_secret_never_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MT5_CRS_DATABASE_URL", SECRET)
     monkeypatch.setenv("MT5_CRS_REDIS_URL", "redis://:t0p-s3cret@host")
+    monkeypatch.setenv("MT5_CRS_ALERT_URLS", "mailto://me:t0p-s3cret@host")
     settings = load_settings()
     for shown in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json(), f"{settings}"):
         assert "s3cret" not in shown

@@ -1,5 +1,6 @@
 """`mt5-crs ui` for real: its webserver answers GraphQL, its daemon runs and senses, and it leaves no process behind."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import psycopg2
 import pytest
 
@@ -121,6 +123,25 @@ def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(hom
             assert not dagster, [p.cmdline() for p in dagster]
             assert again.runs()[str(stranded)]["status"] == "FAILURE"
             leaves_nothing(again, signal.SIGTERM)
+
+
+def test_a_run_that_dies_with_everything_is_started_again_by_the_next_start(home: Path) -> None:
+    with running_ui(home, **SETTINGS) as killed:
+        died = killed.launch("market_data_backfill", FIRST, LAST)
+        assert comes_true(lambda: killed.runs()[died]["status"] == "STARTED", 120)
+        for process in [*of_folder(home), psutil.Process(killed.process.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        killed.process.wait()
+    with running_ui(home, **SETTINGS) as again:
+        assert again.runs()[died]["status"] == "FAILURE"
+
+        def is_done_again() -> bool:
+            others = again.runs().values()
+            return any(r["tags"].get("dagster/parent_run_id") == died and r["status"] == "SUCCESS" for r in others)
+
+        assert comes_true(is_done_again, 180), again.runs()
+        leaves_nothing(again, signal.SIGINT)
 
 
 def rows(home: Path, sql: str, *parameters: object) -> list[tuple[Any, ...]]:

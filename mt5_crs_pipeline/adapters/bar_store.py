@@ -152,6 +152,20 @@ def months_with_bars(connection: Connection, timeframe: str, symbols: Iterable[s
         return [month for (month,) in cursor.fetchall()]
 
 
+def revisions_by_month(
+    connection: Connection, timeframe: str, recorded_before: datetime, symbols: Iterable[str] = ()
+) -> dict[str, int]:
+    """Return, by month such as '2024-01', how many revisions of its bars were recorded before an instant."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "select to_char(time at time zone 'UTC', 'YYYY-MM'), count(*) from market_data"
+            " where timeframe = %(timeframe)s and recorded_at < %(before)s"
+            " and (%(symbols)s = '{}' or symbol = any(%(symbols)s)) group by 1 order by 1",
+            {"timeframe": timeframe, "before": recorded_before, "symbols": list(symbols)},
+        )
+        return dict(cursor.fetchall())
+
+
 def stored_symbols(connection: Connection, timeframe: str) -> list[str]:
     """Return the symbols that have bars of `timeframe`, sorted."""
     with connection.cursor() as cursor:

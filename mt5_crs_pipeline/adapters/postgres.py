@@ -25,12 +25,19 @@ Connection = psycopg2.extensions.connection
 FEAST_SCHEMA = "feast"
 DAGSTER_SCHEMA = "dagster"
 
-_MIGRATIONS = ("001_market_data.sql", "002_recorded_at.sql", "003_promotion.sql", "004_live_predictions.sql")
+_MIGRATIONS = (
+    "001_market_data.sql",
+    "002_recorded_at.sql",
+    "003_promotion.sql",
+    "004_live_predictions.sql",
+    "005_alert.sql",
+)
 # By the migration that creates them.
 _OWN_TABLES = {
     1: ("market_data", "market_data_latest", "market_data_quarantine", "market_data_timeframe"),
     3: ("model_trial", "model_verdict", "model_champion_change"),
     4: ("model_prediction",),
+    5: ("alert",),
 }
 _DATABASE_COLUMNS = (*BAR_SCHEMA.names, "recorded_by")
 # Any number does, as long as every writer of this package uses the same one.
@@ -134,7 +141,11 @@ def prepare_database(url: str) -> None:
             cursor.execute("insert into mt5_crs_schema_version (version) values (%s)", (number,))
         _refuse_changed_shape(url, cursor)
         lengths = [(name, f"{minutes} minutes") for name, minutes in TIMEFRAME_MINUTES.items()] + [("MN1", "1 month")]
-        cursor.executemany("insert into market_data_timeframe values (%s, %s) on conflict do nothing", lengths)
+        cursor.execute("select timeframe from market_data_timeframe")
+        known = {name for (name,) in cursor.fetchall()}
+        # Nothing is written where nothing is missing: those who may only read or bring bars pass here too.
+        missing = [length for length in lengths if length[0] not in known]
+        cursor.executemany("insert into market_data_timeframe values (%s, %s) on conflict do nothing", missing)
         for schema in (FEAST_SCHEMA, DAGSTER_SCHEMA):
             statement = psycopg2.sql.SQL("create schema if not exists {}").format(psycopg2.sql.Identifier(schema))
             cursor.execute("select to_regnamespace(%s) is not null", (schema,))

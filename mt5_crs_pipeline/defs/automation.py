@@ -6,19 +6,23 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from mt5_crs_pipeline.adapters.bar_store import ChangedBars, changes_since
+from mt5_crs_pipeline.adapters.calendars import has_news
 from mt5_crs_pipeline.core.backfill import Memory, Outcome, Request, ask, contiguous_ranges, months_between, settle
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
+from mt5_crs_pipeline.defs.standing import every_change_has_arrived
+from mt5_crs_pipeline.defs.timing import RETRAIN_CRON, RETRAIN_ZONE
 
 # Dagster's own, by which it makes one run of any number of equal requests.
 RUN_KEY_TAG = "dagster/run_key"
 
 daily_retrain = dg.define_asset_job(
     "daily_retrain",
-    selection=dg.AssetSelection.all(),
+    # What holds between runs is no business of a run's.
+    selection=dg.AssetSelection.all() - dg.AssetSelection.checks(every_change_has_arrived),
     description="Everything, from the bars of the newest months to a judged model.",
 )
 
@@ -26,19 +30,34 @@ market_data_backfill = dg.define_asset_job(
     "market_data_backfill",
     selection=dg.AssetSelection.assets(
         market_data, market_data_parquet, feast_registry, technical_features, feast_online_store
-    ),
+    )
+    - dg.AssetSelection.checks(every_change_has_arrived),
     description="Bars and features of the months that late or corrected bars reach.",
 )
 
 
-# Every day of the week: a bar of Friday closes on Saturday at midnight, and some markets never close.
-@dg.schedule(job=daily_retrain, cron_schedule="30 0 * * *", execution_timezone="UTC")
-def daily_retrain_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-    """Retrain half an hour after midnight UTC, on the month of yesterday and of today."""
+@dg.schedule(job=daily_retrain, cron_schedule=RETRAIN_CRON, execution_timezone=RETRAIN_ZONE)
+def daily_retrain_schedule(
+    context: dg.ScheduleEvaluationContext, stores: dg.ResourceParam[Stores]
+) -> dg.RunRequest | dg.SkipReason:
+    """Retrain half an hour after midnight UTC, on the month of yesterday and of today, if a market was open since."""
     today = context.scheduled_execution_time
+    since = _last_retrain(context.instance)
+    if since and not has_news(stores.lake, stores.timeframe, stores.calendars, since, today):
+        return dg.SkipReason(
+            f"no market has closed a {stores.timeframe} bar of any symbol since the last daily_retrain began"
+            f" ({since:%Y-%m-%d %H:%M} UTC), and none was corrected: a weekend or a holiday"
+        )
     yesterday = (today - timedelta(days=1)).strftime(MONTH_FORMAT)
     first = max(yesterday, MONTHS.get_first_partition_key() or yesterday)
     return dg.RunRequest(run_key=today.strftime("%Y-%m-%d"), tags=range_tags(first, today.strftime(MONTH_FORMAT)))
+
+
+def _last_retrain(instance: dg.DagsterInstance) -> datetime | None:
+    """Return when the newest run of `daily_retrain` that succeeded was asked for, the schedule's or another."""
+    succeeded = dg.RunsFilter(job_name=daily_retrain.name, statuses=[dg.DagsterRunStatus.SUCCESS])
+    records = instance.get_run_records(succeeded, limit=1)
+    return records[0].create_timestamp if records else None
 
 
 @dg.sensor(job=market_data_backfill, minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING)

@@ -1,4 +1,4 @@
-"""What must hold before anything downstream may use an asset: each check reads what was written, and blocks."""
+"""What must hold before anything downstream may use an asset: each check reads what was written; all but one block."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from mt5_crs_pipeline.core.feature_rows import (
 )
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, TARGET, LabelConfig
+from mt5_crs_pipeline.core.market_time import Attendance
 from mt5_crs_pipeline.core.parity import Parity
 from mt5_crs_pipeline.defs.metadata import picture
 
@@ -28,6 +29,12 @@ BARS_CHECK = dg.AssetCheckSpec(
     asset="market_data_parquet",
     blocking=True,
     description="Every exported revision is of a valid closed bar, in its own month's file, once.",
+)
+MARKET_CHECK = dg.AssetCheckSpec(
+    "bars_follow_the_market",
+    asset="market_data_parquet",
+    description="Between a symbol's bars none is missing that its market's calendar owes (a gap warns), and the newest"
+    " have come (an outage is an error). Holidays, of the calendar or of the broker, are neither.",
 )
 FEATURES_CHECK = dg.AssetCheckSpec(
     "features_are_complete_against_bars",
@@ -65,6 +72,8 @@ LOOK_AHEAD_CHECK = dg.AssetCheckSpec(
     " nothing looks ahead. Compared are the newest row of every symbol and a sample of older ones.",
 )
 
+_MINUTE = "%Y-%m-%d %H:%M"
+
 
 def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
     """Result of BARS_CHECK on the files of `months`."""
@@ -83,6 +92,41 @@ def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetChe
             "invalid": reject_reasons(revisions, timeframe, datetime.now(UTC), REVISION_KEY).notna(),
             "in the wrong month": month_of(revisions["time"]) != revisions["file"],
             "repeated": revisions.duplicated(list(REVISION_KEY)),
+        },
+    )
+
+
+def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datetime]) -> dg.AssetCheckResult:
+    """Result of MARKET_CHECK on what was found of all symbols; gaps count where they begin in `window`."""
+    inside = [one.within(*window) for one in found]
+    outages = [one.symbol for one in inside if one.state == "outage"]
+    gaps = [gap for one in inside for gap in one.gaps]
+    records = [
+        dg.TableRecord(
+            {
+                "symbol": one.symbol,
+                "calendar": one.calendar.name + (" (guessed)" if one.calendar.is_guess else ""),
+                "state": f"{one.state}, last bar {one.last:{_MINUTE}}",
+                "gaps": len(one.gaps),
+                "bars missing": sum(gap.bars for gap in one.gaps) + (one.outage.bars if one.outage else 0),
+                "longest gap": max((gap.bars for gap in one.gaps), default=0),
+                "first missing": ", ".join(f"{gap.first:{_MINUTE}}" for gap in (*one.gaps[:5], one.outage) if gap),
+            }
+        )
+        for one in inside
+    ]
+    return dg.AssetCheckResult(
+        check_name=MARKET_CHECK.name,
+        passed=not gaps and not outages,
+        severity=dg.AssetCheckSeverity.ERROR if outages else dg.AssetCheckSeverity.WARN,
+        metadata={
+            "outages": len(outages),
+            "without new bars": ", ".join(outages) or "none",
+            "gaps": len(gaps),
+            "bars missing in gaps": sum(gap.bars for gap in gaps),
+            "bars missing for the broker's holidays": sum(one.holiday_bars for one in inside),
+            "ended": ", ".join(one.symbol for one in inside if one.state == "ended") or "none",
+            **({"symbols": dg.MetadataValue.table(records)} if records else {}),
         },
     )
 

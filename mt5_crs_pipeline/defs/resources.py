@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+from mt5_crs_pipeline.adapters.alerts import alert
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.lake import Lake
@@ -19,6 +20,7 @@ class Stores:
     def __init__(self, settings: Settings) -> None:
         self.timeframe = settings.timeframe
         self.symbols = settings.symbols
+        self.calendars = settings.calendars
         self.reports = settings.reports
         self.trading_cost = settings.trading_cost
         self.noise_runs = settings.noise_runs
@@ -27,6 +29,7 @@ class Stores:
         self._redis_url = settings.redis_url
         self.models = ModelStore(settings.models)
         self._recipe_file = settings.recipe
+        self._alert_urls = settings.alert_urls
 
     @property
     def recipe(self) -> Recipe:
@@ -39,6 +42,10 @@ class Stores:
         with self.database.connection() as connection:
             wait_for_lock(connection, f"lake {self.lake.folder}", waiting)
             yield
+
+    def alert(self, key: str, title: str, body: str) -> None:
+        """Tell people, once a day for each `key`; nothing without MT5_CRS_ALERT_URLS."""
+        alert(self.database, self._alert_urls.get_secret_value(), f"{self.timeframe} {key}", title, body)
 
     @contextlib.contextmanager
     def feast(self) -> Iterator[FeastStore]:

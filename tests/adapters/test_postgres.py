@@ -74,7 +74,7 @@ def test_a_second_preparation_changes_nothing_in_the_catalog(database_url: str) 
 
 def test_the_schema_is_versioned_and_knows_every_timeframe(database_url: str) -> None:
     prepare_database(database_url)
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,), (2,), (3,), (4,)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == [(number,) for number in range(1, 6)]
     known = {timeframe for (timeframe,) in query(database_url, "select timeframe from market_data_timeframe")}
     assert known == set(TIMEFRAMES)
     schemas = {name for (name,) in query(database_url, "select nspname from pg_namespace")}
@@ -98,7 +98,7 @@ def test_six_first_starts_at_once_all_succeed(database_url: str) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(1,), (2,), (3,), (4,)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == [(number,) for number in range(1, 6)]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,9 @@ def test_rows_of_the_first_version_of_the_schema_count_as_recorded_when_it_is_up
     [(first, last)] = query(database_url, "select min(recorded_at), max(recorded_at) from market_data")
     assert first == last and abs(first - started) < timedelta(minutes=1)
     assert query(database_url, "select close, recorded_at from market_data_latest") == [(1.2, first)]
-    assert query(database_url, "select version from mt5_crs_schema_version order by 1") == [(1,), (2,), (3,), (4,)]
+    assert query(database_url, "select version from mt5_crs_schema_version order by 1") == [
+        (number,) for number in range(1, 6)
+    ]
     prepare_database(database_url)
     query(database_url, "insert into market_data values ('EURUSD', 'D1', '2024-01-03', 1, 2, 0.5, 1, null, 7)")
     assert query(database_url, "select recorded_at > %s from market_data where time = '2024-01-03'", (first,)) == [
@@ -283,8 +285,9 @@ def test_a_read_only_database_is_refused_in_one_line(tcp_server: str) -> None:
     prepare_database(tcp_server)
     query(tcp_server, "alter database quotes set default_transaction_read_only to on")
     try:
-        with pytest.raises(DatabaseRefusedError, match="read-only") as error:
-            prepare_database(tcp_server)
+        prepare_database(tcp_server)  # has nothing to write
+        with pytest.raises(DatabaseRefusedError, match="read-only") as error, connected(tcp_server) as connection:
+            connection.cursor().execute("insert into market_data_timeframe values ('M7', '7 minutes')")
         assert "s3cret" not in one_line(error)
     finally:
         query(tcp_server, "set transaction read write; alter database quotes reset default_transaction_read_only")

@@ -28,6 +28,7 @@ from tests.adapters.small_model import card, model, planted_predictions, predict
 from tests.commands import hashes
 from tests.conftest import REDIS_PASSWORD
 from tests.defs.small_lake import FIRST, LAST, SYMBOLS, execute, materialize, metadata, store, year_of_bars
+from tests.receiver import receiving
 
 BARS = [market_data, market_data_parquet]
 FEATURES = [*BARS, feast_registry, technical_features]
@@ -296,7 +297,11 @@ def test_a_model_is_promoted_on_evidence_only_and_the_verdict_is_kept_either_way
     probability = (rows["target"] - wrong).abs() * 0.2 + 0.4 if edge else pd.Series(0.6, index=rows.index)
     stores.models.save(card(version), model(), rows.assign(probability=probability)[list(PREDICTION_COLUMNS)])
 
-    told = metadata(materialize(stores, [model_evaluation, champion_model]), "champion_model")
+    with receiving() as receiver:
+        alerting = Stores(settings.model_copy(update={"alert_urls": SecretStr(receiver.url)}))
+        told = metadata(materialize(alerting, [model_evaluation, champion_model]), "champion_model")
+        materialize(alerting, [champion_model])
+    assert receiver.titles() == [f"{version} is the champion"] * edge
     pointer = stores.models.champion()
     assert pointer is not None
     assert pointer["model_version"] == told["champion"] == (version if edge else champion.version)
@@ -316,8 +321,8 @@ def test_two_runs_of_champion_model_at_once_move_the_champion_once(stores: Store
     version = current_version(stores)
     stores.models.save(card(version), model(), planted_predictions())
     with ThreadPoolExecutor(2) as pool:
-        runs = [pool.submit(champion_model, stores=Stores(settings)) for _ in range(2)]
-    assert [run.result().metadata["champion"] for run in runs] == [version, version]
+        runs = [pool.submit(materialize, Stores(settings), [champion_model]) for _ in range(2)]
+    assert [metadata(run.result(), "champion_model")["champion"] for run in runs] == [version, version]
     assert execute(settings, "select model_version, how from model_champion_change") == [(version, "promoted")]
     assert execute(settings, "select promoted from model_verdict") == [(True,)]
 

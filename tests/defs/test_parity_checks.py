@@ -124,5 +124,5 @@ def test_months_without_bars_have_nothing_to_prove(stores: Stores) -> None:
 
 
 def test_without_stored_features_there_is_no_proof(stores: Stores) -> None:
-    with pytest.raises(InputError, match="no features are stored below .*: materialize technical_features first"):
+    with pytest.raises(InputError, match=r"no features are stored below .*: materialize technical_features first"):
         proof_for_training(stores.lake)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import dagster as dg
+import psutil
 import psycopg2
 import pytest
 
@@ -26,8 +27,8 @@ from mt5_crs_pipeline.defs import steps
 from mt5_crs_pipeline.defs.assets import bars
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
-from tests.commands import hashes
-from tests.defs.small_lake import execute, materialize, store, year_of_bars
+from tests.commands import hashes, short_folder
+from tests.defs.small_lake import execute, materialize, metadata, store, year_of_bars
 
 
 @pytest.fixture
@@ -72,6 +73,26 @@ def test_a_server_that_drops_every_connection_in_the_middle_of_a_step_is_asked_a
     result = materialize(stores, [bars.market_data])
     assert len(reads) == 3 and restarts(result) == 2
     assert hashes(stores.lake.folder) == undisturbed
+
+
+def test_a_database_server_that_is_killed_in_the_middle_of_a_step_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_FIRST_PAUSE_S", 0.01)
+    with short_folder() as folder:
+        settings = Settings(home=folder / "home")
+        store(settings, year_of_bars())
+        postmaster = settings.home / "postgres" / "data" / "postmaster.pid"
+
+        def kill() -> None:
+            psutil.Process(int(postmaster.read_text().split()[0])).kill()
+
+        reads = failing(1, kill, monkeypatch)
+        stores = Stores(settings)
+        with stores.database.url():  # as the storage of a run holds it
+            result = materialize(stores, [bars.market_data])
+        assert len(reads) == 2 and restarts(result) == 1
+        assert metadata(result, "market_data")["dagster/row_count"] == len(year_of_bars())
 
 
 def test_what_stays_away_is_given_up_with_its_own_reason(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:

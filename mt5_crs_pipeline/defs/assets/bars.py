@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
+from mt5_crs_pipeline.adapters.calendars import lake_attendance
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
 from mt5_crs_pipeline.core.bars import (
     BAR_SCHEMA,
@@ -14,11 +15,13 @@ from mt5_crs_pipeline.core.bars import (
     latest_revisions,
     reject_reasons,
 )
-from mt5_crs_pipeline.defs.checks import BARS_CHECK, check_bars
+from mt5_crs_pipeline.defs.alerts import alert_outages
+from mt5_crs_pipeline.defs.checks import BARS_CHECK, MARKET_CHECK, check_bars, check_market_time
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
+from mt5_crs_pipeline.defs.timing import FRESHNESS
 
 
 @monthly_asset(
@@ -51,7 +54,8 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
     kinds={"parquet"},
     owners=["team:market-data"],
     deps=[market_data],
-    check_specs=[BARS_CHECK],
+    check_specs=[BARS_CHECK, MARKET_CHECK],
+    freshness_policy=FRESHNESS,
     metadata=column_schema(CLOSED_BAR_SCHEMA),
 )
 @step
@@ -67,6 +71,8 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             quarantine(connection, rejected, source="table market_data")
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
     changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA)
+    found = lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC))
+    alert_outages(stores, found, context.run.run_id)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(revisions),
@@ -77,5 +83,8 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             quarantined=len(rejected),
             reasons=rejected["reason"].value_counts().to_dict(),
         ),
-        check_results=[check_bars(stores.lake, context.partition_keys, stores.timeframe)],
+        check_results=[
+            check_bars(stores.lake, context.partition_keys, stores.timeframe),
+            check_market_time(found, window(context.partition_keys)),
+        ],
     )

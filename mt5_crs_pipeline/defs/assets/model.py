@@ -40,11 +40,13 @@ from mt5_crs_pipeline.core.model_card import model_card
 from mt5_crs_pipeline.core.noise_floor import Place, place, shape
 from mt5_crs_pipeline.core.noise_floor import noise_floor as noise_floor_of
 from mt5_crs_pipeline.core.promotion import recipe as counted_recipe
+from mt5_crs_pipeline.defs.alerts import alert_promotion
 from mt5_crs_pipeline.defs.assets.features import feast_online_store
 from mt5_crs_pipeline.defs.checks import LOOK_AHEAD_CHECK, TRAINING_CHECK, check_parity, check_training_rows
 from mt5_crs_pipeline.defs.metadata import column_schema, picture, row_metadata
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
+from mt5_crs_pipeline.defs.timing import FRESHNESS
 
 
 class TrainingSetConfig(dg.Config):
@@ -206,14 +208,23 @@ def model_evaluation(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     )
 
 
-@dg.asset(group_name="model", kinds={"json"}, owners=["team:research"], deps=[model_evaluation])
+@dg.asset(
+    group_name="model",
+    kinds={"json"},
+    owners=["team:research"],
+    deps=[model_evaluation],
+    freshness_policy=FRESHNESS,
+)
 @step
-def champion_model(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
+def champion_model(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """The model that predicts: replaced only on evidence against chance and the champion; every verdict is kept."""
     bundle = stores.models.load(current_version(stores))
+    before = stores.models.champion()
     with stores.database.connection() as connection:
         verdict = promote_on_evidence(connection, stores.models, bundle, datetime.now(UTC))
     champion = stores.models.champion()
+    if champion and champion != before:
+        alert_promotion(stores, champion["model_version"], verdict.reason, context.run.run_id)
     return dg.MaterializeResult(
         metadata={
             "promoted": verdict.promoted,

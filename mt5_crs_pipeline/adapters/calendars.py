@@ -1,0 +1,95 @@
+"""The market time of the symbols in the lake; that of exchanges comes from the library exchange_calendars."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
+from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA
+from mt5_crs_pipeline.core.market_time import (
+    ALWAYS_OPEN,
+    FX,
+    Attendance,
+    Calendar,
+    attendance,
+    closing_times,
+    expected_bars,
+    guess_calendar,
+    own_sessions,
+)
+
+# The stubs of the compute functions reject plain Python arguments.
+pc: Any = pyarrow.compute
+
+# Longer than any exchange is closed.
+_MARGIN_DAYS: Final = 20
+
+
+def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
+    """Return the sessions of calendar `name` that overlap [start, end), as core.market_time takes them.
+
+    Where the library knows an exchange from a later day on, or up to an earlier one, there are none outside.
+    """
+    if name in (FX, ALWAYS_OPEN):
+        return own_sessions(name, start, end)
+    import exchange_calendars
+
+    calendar = exchange_calendars.get_calendar(name)
+    # Wide enough for the library, which refuses a range without a session.
+    around = pd.Timedelta(days=_MARGIN_DAYS)
+    first, last = (pd.Timestamp(edge).tz_convert(None).normalize() for edge in (start - around, end + around))
+    if first < calendar.first_session or last > calendar.last_session:
+        first = max(first, calendar.bound_min() or first)
+        last = min(last, calendar.bound_max() or last)
+        if last - first < around:
+            return own_sessions(FX, start, start).iloc[:0]
+        calendar = type(calendar)(start=first, end=last)
+    known = pd.DataFrame({"open": calendar.opens.dt.as_unit("us"), "close": calendar.closes.dt.as_unit("us")})
+    return known[(known["close"] > start) & (known["open"] < end)].reset_index(drop=True)
+
+
+def lake_attendance(lake: Lake, timeframe: str, chosen: Mapping[str, str], now: datetime) -> list[Attendance]:
+    """Compare all bars in the lake with the market's time until `now`; see core.market_time.attendance."""
+    times = _times(lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA, ["symbol", "time"]))
+    return attendance(times, _calendars(times, chosen), sessions, timeframe, now)
+
+
+def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datetime, until: datetime) -> bool:
+    """Say whether a bar of any symbol in the lake closes in (since, until], or has been recorded since.
+
+    True where that cannot be known: without bars, and of W1 and MN1, of which nothing is expected.
+    """
+    bars = lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA, ["symbol", "time", "recorded_at"])
+    recorded = pc.max(bars["recorded_at"]).as_py()
+    if recorded is None or recorded > since or timeframe in ("W1", "MN1"):
+        return True
+    times = _times(bars)
+    start = since - pd.Timedelta(days=_MARGIN_DAYS)
+    owed: dict[str, pd.DataFrame] = {}
+    for symbol, calendar in _calendars(times, chosen).items():
+        if calendar.name not in owed:
+            owed[calendar.name] = expected_bars(sessions(calendar.name, start, until), timeframe, start, until)
+        if owed[calendar.name].empty:  # The library does not know the exchange that long.
+            return True
+        closes = closing_times(owed[calendar.name], times[symbol], timeframe)
+        if ((closes > since) & (closes <= until)).to_numpy().any():
+            return True
+    return False
+
+
+def _times(bars: pa.Table) -> dict[str, pd.Series]:
+    """Return when the bars of every symbol open, sorted, each once."""
+    unique = bars.select(["symbol", "time"]).to_pandas().drop_duplicates()
+    ordered = unique.sort_values(["symbol", "time"])
+    return {str(symbol): times.reset_index(drop=True) for symbol, times in ordered.groupby("symbol")["time"]}
+
+
+def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:
+    return {
+        symbol: Calendar(chosen[symbol], is_guess=False) if symbol in chosen else guess_calendar(symbol, opened)
+        for symbol, opened in times.items()
+    }
