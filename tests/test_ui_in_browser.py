@@ -101,8 +101,8 @@ def test_materialize_all_starts_a_run_that_succeeds(page: "Page", ui: Ui) -> Non
     sees(page.get_by_text("Success", exact=True), RUN_TIMEOUT_S)
     assert ui.materialized(page.url.rpartition("/")[2]) == ASSETS
     if PICTURES:
-        page.get_by_role("button", name="Hide navigation").click()
         open_graph(page, width=1600, height=600)
+        page.get_by_role("button", name="Hide navigation").click()
         closed = page.get_by_role("button").filter(has=page.get_by_role("img", name="arrow_drop_down"))
         for group in (2, 1, 0):
             closed.nth(group).click()
@@ -114,7 +114,7 @@ def test_materialize_all_starts_a_run_that_succeeds(page: "Page", ui: Ui) -> Non
 def test_the_page_of_the_evaluation_shows_its_verdict_and_its_pictures(page: "Page", verdict: str) -> None:
     page.goto("/assets/model_evaluation")
     sees(page.get_by_text(verdict))
-    page.get_by_text(verdict).evaluate("verdict => verdict.scrollIntoView({inline: 'nearest'})")
+    page.get_by_text("verdict", exact=True).evaluate("key => key.scrollIntoView()")  # for the picture
     links = page.get_by_text("[Show Markdown]")
     shown = []
     for link in links.all():
