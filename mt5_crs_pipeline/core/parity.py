@@ -62,15 +62,17 @@ def compare(stored: pd.DataFrame, revisions: pd.DataFrame, config: FeatureConfig
     there = np.array([len(history) > 0 for history in histories], dtype=bool)
     found = [history for history in histories if len(history)]
     kept = stored[names].to_numpy(dtype=float)
-    different = np.zeros((len(stored), len(names)), dtype=bool)
-    for again in (_from_slices(found, config), _from_stream(found, config)):
-        different[there] |= _bits(again) != _bits(kept[there])
-    different[~there] = True
+    fresh = np.full((2, *kept.shape), np.nan)
+    fresh[:, there] = _from_slices(found, config), _from_stream(found, config)
+    unequal = _bits(fresh) != _bits(kept)
+    different = unequal.any(axis=0) | ~there[:, None]
     first = None
     if different.any():
         row, column = np.argwhere(different)[0]
         symbol, time, _ = keys[row]
         first = f"{names[column]} of {symbol} at {time} is stored as {float(kept[row, column])!r}"
+        way = int(unequal[:, row, column].argmax())
+        first += f", computed it is {float(fresh[way, row, column])!r}" if there[row] else ", where no bar was"
     return Parity(len(stored), 2 * different.size, int(different.sum()), first)
 
 

@@ -35,11 +35,13 @@ def test_what_was_computed_at_once_is_equal_row_by_row(bars: pd.DataFrame, store
 @pytest.mark.parametrize("name", CONFIG.features[:3])
 def test_one_changed_bit_is_found_and_named(name: str, bars: pd.DataFrame, stored: pd.DataFrame) -> None:
     time = stored.loc[60, "time"]
-    nudged = np.nextafter(stored.loc[60, name], np.inf)
+    computed = float(stored.loc[60, name])
+    nudged = np.nextafter(computed, np.inf)
     stored.loc[60, name] = nudged
     parity = compare(stored, bars, CONFIG)
     assert parity.different == 1 and not parity.holds
-    assert parity.first_difference == f"{name} of AAA at {time} is stored as {float(nudged)!r}"
+    said = f"{name} of AAA at {time} is stored as {float(nudged)!r}, computed it is {computed!r}"
+    assert parity.first_difference == said
 
 
 def test_a_value_in_place_of_a_missing_one_and_the_other_way_round_is_different(
