@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mt5_crs_pipeline.adapters import pictures, pictures_details
+from mt5_crs_pipeline.adapters import pictures, pictures_details, pictures_economics
 from mt5_crs_pipeline.adapters.pictures_economics import wealth
 from mt5_crs_pipeline.adapters.report import render_report
 from mt5_crs_pipeline.core.economics import economics
@@ -301,6 +301,8 @@ def test_a_missing_or_empty_key_leaves_out_its_lines_only(
 ) -> None:
     for draw in EVALUATION_PICTURES:
         monkeypatch.setattr(pictures, draw.__name__, lambda _: b"")
+    monkeypatch.setattr(pictures, "evidence", lambda _: b"")
+    monkeypatch.setattr(pictures_economics, "wealth", lambda _: b"")
     found, metadata = sample(), METADATA | {"symbols": ["AAPL"]}
     whole = Page(render_report(found, metadata, NOT_PROMOTED, EARNED)).pieces
     absent = render_report(
