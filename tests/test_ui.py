@@ -57,8 +57,8 @@ def test_the_code_location_loads_with_all_assets_and_the_sensor_running(ui: Ui) 
     assert location["locationOrLoadError"]["__typename"] == "RepositoryLocation", location
     assert {node["assetKey"]["path"][0] for node in loaded["assetNodes"]} == ASSETS
     assert all(node["description"] and node["groupName"] and node["owners"] for node in loaded["assetNodes"])
-    (sensor,) = loaded["sensorsOrError"]["results"]
-    assert sensor == {"name": "market_data_revision_sensor", "sensorState": {"status": "RUNNING"}}
+    sensors = {one["name"]: one["sensorState"]["status"] for one in loaded["sensorsOrError"]["results"]}
+    assert sensors == {"market_data_revision_sensor": "RUNNING", "run_failure_alerts": "RUNNING"}
 
 
 def test_a_materialization_of_all_assets_succeeds_and_its_run_is_in_postgresql(ui: Ui) -> None:

@@ -64,7 +64,7 @@ def refused(expected: type[Exception], call: Callable[[], object], *words: str) 
     with pytest.raises(expected) as refusal:
         call()
     said = str(refusal.value)
-    assert "\n" not in said.strip() and 10 < len(said) < 500, said
+    assert "\n" not in said.strip() and 10 < len(said) < 700, said
     for word in words:
         assert word in said, said
     return said

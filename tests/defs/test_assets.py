@@ -106,6 +106,7 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     passed = {check.check_name for check in result.get_asset_check_evaluations() if check.passed}
     assert passed == {
         "bars_are_valid_and_unique",
+        "bars_follow_the_market",
         "features_are_complete_against_bars",
         "features_equal_a_fresh_computation",
         "online_features_equal_a_fresh_computation",
