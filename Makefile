@@ -25,7 +25,7 @@ ui: $(VENV)/run.installed
 	@$(RUN) $(BIN)/mt5-crs ui
 
 test: $(VENV)/dev.installed
-	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder --cov --cov-report=term
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
@@ -49,10 +49,11 @@ $(VENV)/python.created:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-# The locked wheels with their hashes, then this package on top of them.
+# The locked wheels with their hashes, then this package on top of them. Python compiles what it imports when it does:
+# most of what is installed is never imported.
 $(VENV)/%.installed: requirements/%.lock pyproject.toml $(VENV)/python.created
 	@echo "installing the locked packages ($*), a few minutes the first time ..."
-	@$(PIP) install --quiet --no-deps --require-hashes -r requirements/$*.lock
+	@$(PIP) install --quiet --no-compile --no-deps --require-hashes -r requirements/$*.lock
 	@$(PIP) install --quiet --no-deps --editable .
 	@touch $@
 

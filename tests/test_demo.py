@@ -96,19 +96,25 @@ def test_a_killed_demo_run_again_ends_with_the_files_of_an_undisturbed_one(demo_
     assert_recovered(other)
 
 
-@pytest.mark.parametrize(
-    ("step", "database_too"),
-    [("market_data_parquet ...", True), ("xgboost_model ...", False)],
-)
-def test_retrain_killed_at_any_step_and_run_again_ends_with_the_same_files(
-    demo_folder: Path, ingested: Path, undisturbed: dict[str, str], step: str, database_too: bool
+def test_a_retrain_killed_with_its_database_then_stopped_by_ctrl_c_then_killed_ends_with_the_same_files(
+    demo_folder: Path, ingested: Path, undisturbed: dict[str, str]
 ) -> None:
-    home = shutil.copytree(ingested, demo_folder / f"kill-{step.split()[0]}")
-    kill_when(home, step, "retrain", database_too=database_too)
+    home = shutil.copytree(ingested, demo_folder / "disturbed")
+    kill_when(home, "market_data_parquet ...", "retrain", database_too=True)
     # As a kill in the middle of a write leaves it.
     leftover = home / "lake" / "D1" / "market_data" / f".partial-{2**22 + 1}-abc"
     leftover.parent.mkdir(parents=True, exist_ok=True)
     leftover.write_bytes(b"PAR1")
+    with started(home, "retrain", **SMALL) as process:
+        assert process.stderr is not None
+        said = read_until(process.stderr, "technical_features ...")
+        os.kill(process.pid, signal.SIGINT)
+        said += process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert [line for line in said.splitlines() if line and not line.startswith("  ")] == [
+        "mt5-crs: interrupted: what was finished is kept, nothing is half written"
+    ]
+    kill_when(home, "xgboost_model ...", "retrain")
     succeed(home, "retrain", **SMALL)
     assert data_files(home) == undisturbed
     assert_recovered(home)
@@ -124,24 +130,6 @@ def test_a_process_for_every_step_gives_the_same_bytes(
     made = data_files(home)
     assert made == {path: digest for path, digest in undisturbed.items() if path in made}
     assert {path.split("/")[1] for path in made} == {"extract", "market_data", "technical_features"}
-
-
-def test_ctrl_c_in_a_retrain_is_one_line_and_the_next_one_ends_with_the_same_files(
-    demo_folder: Path, ingested: Path, undisturbed: dict[str, str]
-) -> None:
-    home = shutil.copytree(ingested, demo_folder / "interrupted")
-    with started(home, "retrain", **SMALL) as process:
-        assert process.stderr is not None
-        said = read_until(process.stderr, "technical_features ...")
-        os.kill(process.pid, signal.SIGINT)
-        said += process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 130
-    assert [line for line in said.splitlines() if line and not line.startswith("  ")] == [
-        "mt5-crs: interrupted: what was finished is kept, nothing is half written"
-    ]
-    succeed(home, "retrain", **SMALL)
-    assert data_files(home) == undisturbed
-    assert_recovered(home)
 
 
 def kill_when(home: Path, marker: str, command: str, database_too: bool = False) -> None:

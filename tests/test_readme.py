@@ -58,7 +58,8 @@ def test_the_feature_that_is_shown_is_the_one_that_is_declared() -> None:
 
 def test_every_block_runs(folder: Path) -> None:
     settings = Settings(home=folder / ".mt5_crs")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "MT5_CRS_NOISE_RUNS": "1", "PATH": path}
     # One server for all blocks: the database stays up between them.
     with Database(settings).url() as url:
         with psycopg2.connect(url) as connection, connection.cursor() as cursor:

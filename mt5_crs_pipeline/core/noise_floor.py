@@ -7,8 +7,10 @@ Promotion does not ask it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +29,8 @@ from mt5_crs_pipeline.core.splits import walk_forward
 
 # A close that moved by less did not move: what adjusting prices leaves of equal closes is rounding.
 _UNCHANGED: Final = 1e-10
+# Runs side by side: one alone has too little to do for all processors, and each needs memory for rows of its own.
+_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -218,27 +222,39 @@ def noise_floor(
     config: FeatureConfig,
     runs: int,
     renewed_at: str,
+    processors: int = 1,
 ) -> NoiseFloor:
     """Return what the walk-forward of `recipe` comes to on `runs` permutations of `rows` and as many random walks.
 
-    `rows` are training rows, `bars` the adjusted bars they are made of. A run that cannot be trained, such as one whose
-    first window has one class only, is left out and said. Equal input gives equal runs.
+    `rows` are training rows, `bars` the adjusted bars they are made of. The runs share `processors`. A run that cannot
+    be trained, such as one whose first window has one class only, is left out and said. Equal input gives equal runs,
+    on any number of processors.
     """
     features, label = get_feature_names(config), recipe.label
-    made: dict[str, list[Run]] = {"permuted": [], "walks": []}
-    refused = []
-    for kind, done in made.items():
-        for seed in range(1, runs + 1):
-            try:
-                noise = (
-                    permuted(rows, seed, label.horizon_bars)
-                    if kind == "permuted"
-                    else walk_rows(rows, bars, timeframe, label, config, seed)
-                )
-                predictions = out_of_sample_predictions(noise, features, recipe.training)
-                done.append(outcome(predictions, label.horizon_bars))
-            except InputError as error:
-                refused.append(str(error))
+    at_once = min(processors, _AT_ONCE)
+
+    def permuted_rows(seed: int) -> pd.DataFrame:
+        return permuted(rows, seed, label.horizon_bars)
+
+    def rows_of_walk(seed: int) -> pd.DataFrame:
+        return walk_rows(rows, bars, timeframe, label, config, seed)
+
+    def outcome_of(make_rows: Callable[[int], pd.DataFrame], seed: int) -> Run | str:
+        import xgboost
+
+        try:
+            with xgboost.config_context(nthread=processors // at_once):
+                predictions = out_of_sample_predictions(make_rows(seed), features, recipe.training)
+            return outcome(predictions, label.horizon_bars)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        made = [
+            list(pool.map(partial(outcome_of, make_rows), range(1, runs + 1)))
+            for make_rows in (permuted_rows, rows_of_walk)
+        ]
+    done = [tuple(run for run in kind if isinstance(run, Run)) for kind in made]
     times = rows[EVENT_TIMESTAMP]
     return NoiseFloor(
         shape=shape(rows, timeframe, recipe, config, runs),
@@ -246,9 +262,9 @@ def noise_floor(
         rows=len(rows),
         first=times.min().isoformat(),
         last=times.max().isoformat(),
-        permuted=tuple(made["permuted"]),
-        walks=tuple(made["walks"]),
-        refused=tuple(refused),
+        permuted=done[0],
+        walks=done[1],
+        refused=tuple(why for kind in made for why in kind if isinstance(why, str)),
     )
 
 

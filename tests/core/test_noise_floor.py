@@ -210,6 +210,12 @@ def test_a_floor_has_as_many_runs_of_each_kind_and_survives_json(floor: NoiseFlo
             NoiseFloor.from_dict(broken)  # type: ignore[arg-type]
 
 
+def test_runs_side_by_side_are_the_runs_of_one_after_the_other(floor: NoiseFloor) -> None:
+    bars = trending_bars(0.8, 300)
+    side_by_side = noise_floor(rows_of(bars), bars, "D1", RECIPE, CONFIG, 2, floor.renewed_at, processors=3)
+    assert side_by_side == floor
+
+
 def test_where_the_model_lies_is_told_by_the_rows_that_the_floor_had(floor: NoiseFloor) -> None:
     rows = rows_of(trending_bars(0.8, 400))
     predictions = out_of_sample_predictions(rows, get_feature_names(CONFIG), QUICK)

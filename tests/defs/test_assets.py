@@ -12,6 +12,7 @@ from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS
+from mt5_crs_pipeline.defs import steps
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
 from mt5_crs_pipeline.defs.assets.model import (
@@ -153,7 +154,10 @@ def test_with_a_redis_url_the_online_rows_are_there_and_the_password_is_nowhere(
     assert "feast_online_store" in told and REDIS_PASSWORD not in told and redis_url not in told
 
 
-def test_a_redis_that_does_not_answer_fails_its_asset_in_one_line(stores: Stores, settings: Settings) -> None:
+def test_a_redis_that_does_not_answer_fails_its_asset_in_one_line(
+    stores: Stores, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "_FIRST_PAUSE_S", 0.01)
     nobody = Stores(settings.model_copy(update={"redis_url": SecretStr("redis://:t0p-s3cret@127.0.0.1:1")}))
     result = materialize(nobody, ALL_FEATURES, succeeds=False)
     (failure,) = result.filter_events(lambda event: event.is_step_failure)

@@ -1,6 +1,7 @@
 """The model: training rows, training, evaluation out of sample, promotion on evidence."""
 
 import hashlib
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -163,7 +164,9 @@ def noise_floor(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     if not is_kept:
         rows, now = _training_rows(stores), datetime.now(UTC).isoformat(timespec="seconds")
         bars = adjusted(_bars_as_of(stores, None))
-        made = noise_floor_of(rows, bars, stores.timeframe, stores.recipe, PIPELINE_FEATURES, stores.noise_runs, now)
+        made = noise_floor_of(
+            rows, bars, stores.timeframe, stores.recipe, PIPELINE_FEATURES, stores.noise_runs, now, os.cpu_count() or 1
+        )
         write_noise_floor(stores.reports, made)
     bundle = stores.models.load(current_version(stores))
     return dg.MaterializeResult(metadata={"renewed": not is_kept, **_noise_metadata(_noise_place(stores, bundle))})
