@@ -31,6 +31,7 @@ _MIGRATIONS = (
     "003_promotion.sql",
     "004_live_predictions.sql",
     "005_alert.sql",
+    "006_recorded_in_order.sql",
 )
 # By the migration that creates them.
 _OWN_TABLES = {
