@@ -141,14 +141,19 @@ def read_revisions(
     return _copy_out(connection, SQL("{} order by symbol, time, known_at").format(query), parameters, BAR_SCHEMA)
 
 
-def months_with_bars(connection: Connection, timeframe: str, symbols: Iterable[str] = ()) -> list[str]:
-    """Return the months that hold bars, sorted, such as ['2024-01', '2024-03']."""
+def months_with_bars(
+    connection: Connection,
+    timeframe: str,
+    symbols: Iterable[str] = (),
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> list[str]:
+    """Return the months that hold bars opened in [start, end), sorted, such as ['2024-01', '2024-03']."""
+    query = SQL("select distinct to_char(time at time zone 'UTC', 'YYYY-MM') from ({}) as bars order by 1").format(
+        _bars_query("market_data", start, end, symbols)
+    )
     with connection.cursor() as cursor:
-        cursor.execute(
-            "select distinct to_char(time at time zone 'UTC', 'YYYY-MM') from market_data"
-            " where timeframe = %(timeframe)s and (%(symbols)s = '{}' or symbol = any(%(symbols)s)) order by 1",
-            {"timeframe": timeframe, "symbols": list(symbols)},
-        )
+        cursor.execute(query, {"timeframe": timeframe, "start": start, "end": end, "symbols": list(symbols)})
         return [month for (month,) in cursor.fetchall()]
 
 

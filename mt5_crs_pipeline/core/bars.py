@@ -162,9 +162,11 @@ def spread_share(bars: pd.DataFrame) -> pd.Series:
 
 
 def month_of(time: pd.Series) -> pd.Series:
-    """Return the month each UTC time lies in, as '2024-05': the partition key of the lake."""
-    months: pd.Series = time.dt.strftime("%Y-%m")
-    return months
+    """Return the month each UTC time lies in, as '2024-05': the partition key of the lake; NaN for NaT."""
+    # Formatted once a month, not once a row.
+    codes, months = pd.factorize(time.dt.tz_localize(None).to_numpy().astype("datetime64[M]"))
+    names = np.append(np.datetime_as_string(months).astype(object), np.nan)
+    return pd.Series(names[codes], index=time.index, dtype=object)
 
 
 def closed_revisions(revisions: pd.DataFrame, timeframe: str) -> pd.DataFrame:

@@ -7,7 +7,6 @@ every value are compared.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.features import FeatureConfig, FeatureStream, feature_frame, get_feature_names
 from mt5_crs_pipeline.core.features.operations import INPUTS
+from mt5_crs_pipeline.core.revisions import microseconds
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,18 @@ def compare(stored: pd.DataFrame, revisions: pd.DataFrame, config: FeatureConfig
     computed on) has the history of every row, in any order. A row whose bar was not there counts as different.
     """
     names = get_feature_names(config)
-    keys = list(stored[["symbol", "time", "recorded_at"]].itertuples(index=False, name=None))
-    histories = list(_histories(revisions, keys, config.lookback))
-    there = np.array([len(history) > 0 for history in histories], dtype=bool)
-    found = [history for history in histories if len(history)]
+    histories = _histories(revisions, stored, config.lookback)
+    there = np.zeros(len(stored), dtype=bool)
+    there[histories["symbol"].unique()] = True
     kept = stored[names].to_numpy(dtype=float)
     fresh = np.full((2, *kept.shape), np.nan)
-    fresh[:, there] = _from_slices(found, config), _from_stream(found, config)
+    fresh[:, there] = _from_slices(histories, config), _from_stream(histories, config)
     unequal = _bits(fresh) != _bits(kept)
     different = unequal.any(axis=0) | ~there[:, None]
     first = None
     if different.any():
         row, column = np.argwhere(different)[0]
-        symbol, time, _ = keys[row]
+        symbol, time = stored[["symbol", "time"]].iloc[row]
         first = f"{names[column]} of {symbol} at {time} is stored as {float(kept[row, column])!r}"
         way = int(unequal[:, row, column].argmax())
         first += f", computed it is {float(fresh[way, row, column])!r}" if there[row] else ", where no bar was"
@@ -90,48 +89,51 @@ def certificate(parity: Parity, config: FeatureConfig, library_versions: dict[st
     return {**content, "certificate": digest}
 
 
-def _histories(revisions: pd.DataFrame, keys: Sequence[Any], lookback: int) -> Iterator[pd.DataFrame]:
-    """Yield for each (symbol, time, recorded_at) the `lookback` bars that ended there then, none where no bar did.
+def _histories(revisions: pd.DataFrame, rows: pd.DataFrame, lookback: int) -> pd.DataFrame:
+    """Return for each of `rows` the `lookback` bars that ended at it when it was recorded, none where no bar did.
 
-    At a symbol's start they are fewer.
+    The column symbol has the row's place: each history is a symbol of its own, and nothing but its bars can reach its
+    values. At a symbol's start they are fewer.
     """
-    columns = ["symbol", "time", *INPUTS]
-    ordered = revisions.sort_values(["time", "known_at", "recorded_at"], kind="stable")
-    by_symbol = {str(symbol): own for symbol, own in ordered.groupby("symbol")}
-    nothing = revisions.iloc[:0]
+    ordered = revisions.sort_values(["symbol", "time", "known_at", "recorded_at"], kind="stable", ignore_index=True)
+    times, recorded = microseconds(ordered["time"]), microseconds(ordered["recorded_at"])
+    bounds = {symbol: (at[0], at[-1] + 1) for symbol, at in ordered.groupby("symbol", sort=False).indices.items()}
+    found = []
+    keys = zip(rows["symbol"], microseconds(rows["time"]), microseconds(rows["recorded_at"]), strict=True)
     for symbol, time, recorded_at in keys:
-        own = by_symbol.get(symbol, nothing)
-        end = int(own["time"].searchsorted(time, side="right"))
-        rows = lookback
+        begin, end = bounds.get(symbol, (0, 0))
+        end = begin + int(np.searchsorted(times[begin:end], time, side="right"))
+        read = lookback
         while True:
             # Later versions come last, so those of the oldest bar that are cut off are not its latest.
-            state = own.iloc[max(end - rows, 0) : end]
-            state = state[state["recorded_at"] <= recorded_at].drop_duplicates("time", keep="last")
-            if len(state) >= lookback or rows >= end:
+            state = np.arange(max(end - read, begin), end)
+            state = state[recorded[state] <= recorded_at]
+            state = state[np.diff(times[state], append=np.iinfo(np.int64).max) != 0][-lookback:]
+            if len(state) == lookback or read >= end - begin:
                 break
-            rows *= 2
-        ends_there = len(state) > 0 and state["time"].iloc[-1] == time
-        yield state[columns].iloc[-lookback:] if ends_there else nothing[columns]
+            read *= 2
+        found.append(state if len(state) and times[state[-1]] == time else state[:0])
+    lengths = [len(state) for state in found]
+    bars = ordered[["time", *INPUTS]].iloc[np.concatenate([*found, np.empty(0, dtype=np.intp)])]
+    return bars.assign(symbol=np.repeat(np.arange(len(found)), lengths)).reset_index(drop=True)
 
 
-def _from_slices(histories: list[pd.DataFrame], config: FeatureConfig) -> npt.NDArray[np.float64]:
-    if not histories:
-        return np.zeros((0, len(config.features)))
-    # Each slice is a symbol of its own: nothing but its bars can reach its values.
-    slices = [history.assign(symbol=number) for number, history in enumerate(histories)]
-    ends = np.cumsum([len(history) for history in histories]) - 1
-    every: npt.NDArray[np.float64] = feature_frame(pd.concat(slices, ignore_index=True), config).to_numpy()
-    last: npt.NDArray[np.float64] = every[ends]
+def _from_slices(histories: pd.DataFrame, config: FeatureConfig) -> npt.NDArray[np.float64]:
+    every: npt.NDArray[np.float64] = feature_frame(histories, config).to_numpy()
+    last: npt.NDArray[np.float64] = every[_lasts(histories)]
     return last
 
 
-def _from_stream(histories: list[pd.DataFrame], config: FeatureConfig) -> npt.NDArray[np.float64]:
-    values = np.empty((len(histories), len(config.features)))
-    for row, history in zip(values, histories, strict=True):
-        stream = FeatureStream(config, history.iloc[:-1])
-        symbol, time, *bar = history.iloc[-1].tolist()
-        row[:] = stream.push(symbol, time, *bar).values
-    return values
+def _from_stream(histories: pd.DataFrame, config: FeatureConfig) -> npt.NDArray[np.float64]:
+    lasts = _lasts(histories)
+    stream = FeatureStream(config, histories[~lasts])
+    bars = histories.loc[lasts, ["symbol", "time", *INPUTS]].itertuples(index=False, name=None)
+    values = [stream.push(str(row), *bar).values for row, *bar in bars]
+    return np.array(values).reshape(len(values), len(config.features))
+
+
+def _lasts(histories: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return ~histories["symbol"].duplicated(keep="last").to_numpy()
 
 
 def _bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

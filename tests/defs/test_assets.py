@@ -237,14 +237,34 @@ def test_a_correction_is_exported_beside_the_version_before_it(stores: Stores, s
     assert versions == [(old["close"],), (old["low"],)]
 
 
-def test_months_computed_one_by_one_equal_months_computed_together(stores: Stores, settings: Settings) -> None:
+def test_months_computed_side_by_side_equal_months_computed_together(stores: Stores, settings: Settings) -> None:
     materialize(stores, FEATURES)
     together = hashes(stores.lake.folder)
     apart = Stores(settings.model_copy(update={"home": settings.home.parent / "apart"}))
     materialize(apart, BARS)
-    for month in reversed(stores.lake.months(MARKET_DATA)):
+
+    def compute(month: str) -> None:
         materialize(apart, [technical_features], month, month)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(compute, reversed(stores.lake.months(MARKET_DATA))))
     assert hashes(apart.lake.folder) == together
+
+
+def test_a_month_that_was_left_out_is_named_before_features_pass_over_it(stores: Stores, settings: Settings) -> None:
+    materialize(stores, FEATURES, "2012-01", "2012-06")
+    whole = hashes(stores.lake.folder)
+    gappy = Stores(settings.model_copy(update={"home": settings.home.parent / "gappy"}))
+    materialize(gappy, FEATURES, "2012-01", "2012-02")
+    result = materialize(gappy, FEATURES, "2012-05", "2012-06", succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failure.step_key == "technical_features"
+    assert failure.step_failure_data.error.cause.message.strip().endswith(
+        "features of 2012-06 need the bars of 2012-03, which are in market_data and not in the lake:"
+        " materialize 2012-03 to 2012-06 in one run"
+    )
+    materialize(gappy, FEATURES, "2012-03", "2012-06")
+    assert hashes(gappy.lake.folder) == whole
 
 
 def test_only_the_chosen_symbols_are_read(stores: Stores, settings: Settings) -> None:

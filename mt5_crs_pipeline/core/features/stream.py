@@ -95,8 +95,7 @@ class FeatureStream:
         for start, end in zip(panel.starts[:-1], panel.starts[1:], strict=True):
             rows = order[max(start, end - self.lookback) : end]
             buffer = self._buffers[str(bars["symbol"].iloc[rows[0]])] = _Buffer(self.lookback)
-            for row in rows:
-                buffer.append(int(microseconds[row]), [panel.columns[name][row] for name in INPUTS])
+            buffer.fill(microseconds[rows], [panel.columns[name][rows] for name in INPUTS])
 
 
 class _Buffer:
@@ -108,6 +107,13 @@ class _Buffer:
         self.time = np.empty(lookback + _SPARE, dtype=np.int64)
         self.starts = np.zeros(2, dtype=np.int64)
         self.end = 0
+
+    def fill(self, ticks: npt.NDArray[np.int64], values: list[npt.NDArray[np.float64]]) -> None:
+        """Make these, at most `lookback`, the bars it has."""
+        self.end = len(ticks)
+        for array, bars in zip((self.time, *self.columns), (ticks, *values), strict=True):
+            array[: self.end] = bars
+        self.starts[:] = 0, self.end
 
     def append(self, ticks: int, values: list[float]) -> None:
         if self.end == len(self.time):

@@ -1,16 +1,16 @@
 """Features: registered, computed, served."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 import pandas as pd
 
-from mt5_crs_pipeline.adapters.feature_parity import (
-    certify,
-    parity_of_lake,
-    parity_of_online_store,
-)
-from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES
+from mt5_crs_pipeline.adapters.bar_store import months_with_bars
+from mt5_crs_pipeline.adapters.feature_parity import certify, parity_of_lake, parity_of_online_store
+from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES
 from mt5_crs_pipeline.adapters.online_store import newest_in_lake
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, month_of
+from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
     PIPELINE_FEATURES,
@@ -21,7 +21,7 @@ from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
 from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, ONLINE_CHECK, PARITY_CHECK, check_features, check_parity
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
-from mt5_crs_pipeline.defs.partitions import monthly_asset
+from mt5_crs_pipeline.defs.partitions import MONTHS, monthly_asset, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
 
@@ -48,6 +48,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     """Features of every bar of the months, one version for every state of the bars they were computed from."""
     months = context.partition_keys
     revisions = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
+    _refuse_a_hole(stores, revisions, months)
     rows = feature_rows(revisions, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
@@ -67,6 +68,22 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             check_parity(PARITY_CHECK, parity, certify(parity)),
         ],
     )
+
+
+def _refuse_a_hole(stores: Stores, revisions: pd.DataFrame, months: Sequence[str]) -> None:
+    """Raise InputError when `revisions`, read for `months`, pass over a month whose bars are in the table only."""
+    there = {*months, *stores.lake.months(EXTRACT)}
+    first = f"{revisions['time'].min():%Y-%m}" if len(revisions) else max(months)
+    holes = [month for month in MONTHS.get_partition_keys() if first < month < max(months) and month not in there]
+    if not holes:
+        return
+    with stores.database.connection() as connection:
+        within = months_with_bars(connection, stores.timeframe, list(revisions["symbol"].unique()), *window(holes))
+    if hole := next((month for month in within if month in holes), None):
+        raise InputError(
+            f"features of {max(months)} need the bars of {hole}, which are in market_data and not in the lake:"
+            f" materialize {hole} to {max(months)} in one run"
+        )
 
 
 @monthly_asset(
