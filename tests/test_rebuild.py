@@ -13,6 +13,7 @@ from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.model import training_set
 from mt5_crs_pipeline.defs.automation import RUN_KEY_TAG, market_data_backfill, market_data_revision_sensor
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.standing import every_change_has_arrived
@@ -20,7 +21,7 @@ from mt5_crs_pipeline.doctor import examine
 from mt5_crs_pipeline.rebuild import Rebuild, rebuild_check
 from mt5_crs_pipeline.settings import Settings
 from tests.commands import hashes
-from tests.defs.small_lake import execute, metadata, store, year_of_bars
+from tests.defs.small_lake import execute, materialize, metadata, store, year_of_bars
 
 CORRECT = """
     insert into market_data (symbol, timeframe, time, open, high, low, close, volume)
@@ -82,8 +83,11 @@ def test_one_corrected_bar_recomputes_its_months_alone_and_says_how_many_rows(
     automation: Automation, settings: Settings
 ) -> None:
     automation.catch_up()
+    first = metadata(materialize(automation.stores, [training_set]), "training_set")
+    changes = ("rows_added", "rows_changed", "rows_gone")
+    assert [first[name] for name in changes] == [first["dagster/row_count"], 0, 0]
     before = hashes(settings.lake)
-    time = year_of_bars().query("symbol == 'AAPL'")["time"].sort_values().iloc[100]
+    time = year_of_bars().query("symbol == 'AAPL'")["time"].sort_values().iloc[125]
     execute(settings, CORRECT, 0.4, "AAPL", time)
     (run,) = automation.catch_up()
     # What the table's primary key orders by, the declared memory reaches: this bar and the lookback - 1 after it.
@@ -94,6 +98,9 @@ def test_one_corrected_bar_recomputes_its_months_alone_and_says_how_many_rows(
     assert metadata(run, "market_data_parquet")["rows_added"] == 1
     assert metadata(run, "technical_features")["rows_added"] == PIPELINE_FEATURES.lookback
     assert metadata(run, "technical_features")["dagster/row_count"] > PIPELINE_FEATURES.lookback
+    # What a row was trained on stays as it was known at its close; its label, and the one before, read the new close.
+    again = metadata(materialize(automation.stores, [training_set]), "training_set")
+    assert {name: again[name] for name in changes} == {"rows_added": 0, "rows_changed": 2, "rows_gone": 0}
 
 
 def test_the_check_tells_a_month_that_waits_from_one_that_is_wrong(automation: Automation, settings: Settings) -> None:

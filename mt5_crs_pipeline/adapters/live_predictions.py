@@ -12,7 +12,7 @@ from mt5_crs_pipeline.adapters.promotion import answering
 from mt5_crs_pipeline.adapters.trial_ledger import lock_promotions, recipes_tried
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, latest_revisions
 from mt5_crs_pipeline.core.errors import BundleRejectedError
-from mt5_crs_pipeline.core.feature_rows import IS_COMPLETE
+from mt5_crs_pipeline.core.feature_rows import IS_COMPLETE, RECORDED_AT, feature_schema, revised_since
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
 from mt5_crs_pipeline.core.live import PREDICTED_AT, LiveRecord, go_on, rows_in_time
@@ -91,6 +91,21 @@ def stored_predictions(connection: Connection, bundle: Bundle) -> pd.DataFrame:
     return frame.astype({"symbol": object, "probability": float, **times})
 
 
+def predictions_revised_since(connection: Connection, store: ModelStore, lake: Lake) -> int:
+    """Return of how many predictions by champions of the present recipe the features were revised after they were made.
+
+    They stay as they were made.
+    """
+    champion = answering(store)
+    said = pd.DataFrame() if champion is None else stored_predictions(connection, champion)
+    if said.empty:
+        return 0
+    columns = ["symbol", EVENT_TIMESTAMP, RECORDED_AT]
+    months = [month for month in lake.months(TECHNICAL_FEATURES) if month >= _first_month(said)]
+    versions = lake.read(TECHNICAL_FEATURES, months, feature_schema(), columns).to_pandas()
+    return int(revised_since(said, versions, PREDICTED_AT).sum())
+
+
 def live_record(connection: Connection, store: ModelStore, lake: Lake) -> LiveRecord | None:
     """Return the champion's evidence with its live outcomes; None while none is known, or no champion can answer.
 
@@ -114,9 +129,12 @@ def live_record(connection: Connection, store: ModelStore, lake: Lake) -> LiveRe
 
 def _outcomes(lake: Lake, bundle: Bundle, said: pd.DataFrame) -> pd.DataFrame:
     """Return the closed labels of the bars that were predicted, and of later ones."""
-    # The lake goes by the bars' opens, and no bar is longer than a month.
-    first = f"{said[EVENT_TIMESTAMP].min() - pd.DateOffset(months=1):%Y-%m}"
-    months = [month for month in lake.months(MARKET_DATA) if month >= first]
+    months = [month for month in lake.months(MARKET_DATA) if month >= _first_month(said)]
     bars = lake.read(MARKET_DATA, months, CLOSED_BAR_SCHEMA).to_pandas()
     of_interest = latest_revisions(bars[bars["symbol"].isin(said["symbol"])])
     return labelled_bars(adjusted(of_interest), bundle.timeframe, bundle.label)
+
+
+def _first_month(said: pd.DataFrame) -> str:
+    # The lake goes by the bars' opens, and no bar is longer than a month.
+    return f"{said[EVENT_TIMESTAMP].min() - pd.DateOffset(months=1):%Y-%m}"

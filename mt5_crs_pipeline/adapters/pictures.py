@@ -234,7 +234,7 @@ def closes(bars: pd.DataFrame) -> bytes:
         if rank < len(SERIES):
             axes.plot(times, ratios, color=SERIES[rank], linewidth=1.3, zorder=3, label=f" {label(name)}")
         else:
-            others.append(np.column_stack([date2num(times), ratios]))
+            others.append(np.column_stack([date2num(times), ratios]))  # type: ignore[no-untyped-call]
     # As one artist: a thousand lines would take a thousand times as long as ten.
     axes.add_collection(LineCollection(others, colors="#cbd2d9", linewidths=0.7, zorder=1))
     axes.set_yscale("log")

@@ -122,3 +122,32 @@ def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: Fe
 def _times(microseconds_utc: npt.NDArray[np.int64]) -> pd.Series:
     times: pd.Series = pd.Series(microseconds_utc.astype("datetime64[us]")).dt.tz_localize("UTC")
     return times
+
+
+def row_changes(before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> dict[str, int]:
+    """Return how many rows `after` has added to `before`, how many have other values, and how many are gone.
+
+    A row is told by `key`, of which neither frame has one twice. Values are compared by their bits, NaN with NaN.
+    """
+    old, new = (
+        frame[key].assign(content=pd.util.hash_pandas_object(frame, index=False).to_numpy())
+        for frame in (before, after)
+    )
+    both = old.merge(new, on=key, how="outer", suffixes=("", "_after"), indicator="where")
+    where = both["where"].value_counts()
+    changed = (both["where"] == "both") & (both["content"] != both["content_after"])
+    return {
+        "rows_added": int(where["right_only"]),
+        "rows_changed": int(changed.sum()),
+        "rows_gone": int(where["left_only"]),
+    }
+
+
+def revised_since(said: pd.DataFrame, versions: pd.DataFrame, at: str) -> pd.Series:
+    """Say of every row of `said` (symbol, event_timestamp, `at`) whether a version of it was recorded after `at`.
+
+    `versions` has symbol, event_timestamp and recorded_at of every version of every row.
+    """
+    newest = versions.groupby(["symbol", EVENT_TIMESTAMP])[RECORDED_AT].max().rename("newest")
+    revised: pd.Series = said.join(newest, on=["symbol", EVENT_TIMESTAMP])["newest"] > said[at]
+    return revised

@@ -10,6 +10,8 @@ from mt5_crs_pipeline.core.feature_rows import (
     feature_rows,
     feature_schema,
     known_at_close,
+    revised_since,
+    row_changes,
     training_schema,
 )
 from mt5_crs_pipeline.core.features import FeatureConfig
@@ -113,3 +115,26 @@ def test_the_schemas_are_made_of_the_features_in_their_order() -> None:
 
 def test_the_pipeline_trains_on_the_scale_free_set() -> None:
     assert FeatureConfig.scale_free() == PIPELINE_FEATURES
+
+
+def test_changes_of_rows_are_counted_by_what_happened_to_them() -> None:
+    times = pd.date_range("2024-01-01", periods=4, tz="UTC").as_unit("us")
+    before = pd.DataFrame({"symbol": list("AAAB"), "time": times, "value": [1.0, np.nan, 3.0, 4.0]})
+    assert row_changes(before, before, ["symbol", "time"]) == {"rows_added": 0, "rows_changed": 0, "rows_gone": 0}
+    after = pd.concat([before.iloc[[2, 1]], before.iloc[[0]].assign(symbol="C")])
+    after["value"] = [np.nextafter(3.0, 4.0), np.nan, 1.0]
+    assert row_changes(before, after, ["symbol", "time"]) == {"rows_added": 1, "rows_changed": 1, "rows_gone": 2}
+    assert row_changes(before.iloc[:0], before, ["symbol", "time"])["rows_added"] == 4
+
+
+def test_what_was_said_counts_as_revised_when_a_later_version_of_its_row_was_recorded() -> None:
+    close, hour = pd.Timestamp("2024-01-02", tz="UTC"), pd.Timedelta("1h")
+    said = pd.DataFrame({"symbol": list("ABC"), "event_timestamp": close, "at": close + hour}, index=[5, 6, 7])
+    versions = pd.DataFrame(
+        {
+            "symbol": list("AABBD"),
+            "event_timestamp": [close, close, close, close + hour, close],
+            "recorded_at": [close, close + 2 * hour, close + hour, close + 2 * hour, close + 2 * hour],
+        }
+    )
+    assert revised_since(said, versions, "at").to_dict() == {5: True, 6: False, 7: False}

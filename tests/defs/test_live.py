@@ -74,6 +74,8 @@ def test_the_asset_keeps_predictions_once_and_shows_the_record_when_the_outcome_
     assert shown["live accuracy estimate"] == found.accuracy.estimate
     assert shown["live base rate"] == found.base_rate
     assert str(shown["evidence"]).startswith("![") and "live begins" in str(shown["evidence"])
+    # The bars of this world are recorded in the future, all after the predictions from them.
+    assert (first["features_revised_since"], shown["features_revised_since"]) == (2, 4)
     assert execute(settings, "select distinct symbol from model_prediction order by 1") == [(s,) for s in SYMBOLS]
 
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from mt5_crs_pipeline.adapters import pictures
-from mt5_crs_pipeline.adapters.live_predictions import live_record, predict_newest
+from mt5_crs_pipeline.adapters.live_predictions import live_record, predict_newest, predictions_revised_since
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.core.live import NO_OUTCOME_YET
 from mt5_crs_pipeline.defs.assets.model import champion_model
@@ -19,6 +19,7 @@ def live_predictions(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     with stores.database.connection() as connection:
         said = predict_newest(connection, stores.models, stores.lake)
         record = live_record(connection, stores.models, stores.lake)
+        revised = predictions_revised_since(connection, stores.models, stores.lake)
     if said is None:
         return dg.MaterializeResult(metadata={"champion": "none yet: nothing is predicted live"})
     told = row_metadata(
@@ -26,6 +27,7 @@ def live_predictions(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
         said.predictions[EVENT_TIMESTAMP],
         champion=said.champion,
         stored=said.stored,
+        features_revised_since=revised,
         left_out=said.left_out,
         record=record.sentence if record else NO_OUTCOME_YET,
     )

@@ -23,7 +23,7 @@ from mt5_crs_pipeline.adapters.trial_ledger import record_trial
 from mt5_crs_pipeline.adapters.versions import code_commit, library_versions
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, instant, latest_revisions, spread_share
 from mt5_crs_pipeline.core.economics import economics
-from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.errors import DamagedFileError, InputError
 from mt5_crs_pipeline.core.evaluation import Evaluation, evaluate
 from mt5_crs_pipeline.core.feature_rows import (
     KNOWN_AT,
@@ -31,6 +31,7 @@ from mt5_crs_pipeline.core.feature_rows import (
     RECORDED_AT,
     feature_schema,
     known_at_close,
+    row_changes,
     training_schema,
 )
 from mt5_crs_pipeline.core.features import get_feature_names
@@ -91,12 +92,14 @@ def training_set(config: TrainingSetConfig, stores: dg.ResourceParam[Stores]) ->
         )
     complete = complete.sort_values([EVENT_TIMESTAMP, "symbol"], ignore_index=True)
     table = pa.Table.from_pandas(complete, schema=training_schema(), preserve_index=False)
+    changes = row_changes(_training_rows_before(stores), table.to_pandas(), ["symbol", EVENT_TIMESTAMP])
     commit_bytes(stores.lake.training_set, parquet_bytes(table.replace_schema_metadata()))
     parity = parity_of_training_rows(stores.lake, complete, in_force)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(complete),
             complete[EVENT_TIMESTAMP],
+            **changes,
             as_of=as_of.isoformat(),
             data_fingerprint=sha256(stores.lake.training_set),
             rows_left_out_in_warm_up=len(rows) - len(complete),
@@ -252,6 +255,14 @@ def _bars_as_of(stores: Stores, as_of: str | None) -> pd.DataFrame:
 def _training_rows(stores: Stores) -> pd.DataFrame:
     rows: pd.DataFrame = read_parquet(stores.lake.training_set, training_schema().names).to_pandas()
     return rows
+
+
+def _training_rows_before(stores: Stores) -> pd.DataFrame:
+    """Return the rows of the training set that is about to be replaced; none where it is absent or cannot be read."""
+    try:
+        return _training_rows(stores)
+    except (FileNotFoundError, DamagedFileError):
+        return pd.DataFrame({"symbol": pd.Series(dtype=str), EVENT_TIMESTAMP: pd.Series(dtype="datetime64[us, UTC]")})
 
 
 def current_version(stores: Stores) -> str:
