@@ -83,9 +83,9 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
 def _times(bars: pa.Table) -> dict[str, pd.Series]:
     """Return when the bars of every symbol open, sorted, each once."""
-    unique = bars.select(["symbol", "time"]).to_pandas().drop_duplicates()
-    ordered = unique.sort_values(["symbol", "time"])
-    return {str(symbol): times.reset_index(drop=True) for symbol, times in ordered.groupby("symbol")["time"]}
+    # The lake's months and the bars of a symbol in each are in order already; versions of a bar follow each other.
+    by_symbol = bars.select(["symbol", "time"]).to_pandas().groupby("symbol")["time"]
+    return {str(symbol): times[times != times.shift()].reset_index(drop=True) for symbol, times in by_symbol}
 
 
 def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:
