@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters.database import Database
-from mt5_crs_pipeline.adapters.files import make_folder, sha256
+from mt5_crs_pipeline.adapters.files import make_folder, sha256, temporary_prefix
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.core.backfill import months_between
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
@@ -37,10 +38,14 @@ def rebuild_check(settings: Settings) -> Rebuild:
 
     Raises InputError when no bars are stored, and whatever a step raises.
     """
-    database = Database(settings)
-    with database.url() as url, tempfile.TemporaryDirectory(dir=make_folder(settings.home)) as folder:
+    place = make_folder(settings.lake.parent)
+    with (
+        Database(settings).url() as url,
+        tempfile.TemporaryDirectory(prefix=temporary_prefix(), dir=place) as folder,
+    ):
         months = stored_months(settings, url)
-        stores = Stores(settings)
+        # What is found in these bars was told when they came.
+        stores = Stores(settings.model_copy(update={"alert_urls": SecretStr("")}))
         lake, stores.lake = stores.lake, Lake(Path(folder))
         with dg.DagsterInstance.ephemeral() as instance:
             dg.materialize(

@@ -1,13 +1,16 @@
 """Backfills of exactly the months that changes reach lead to the bytes of a full rebuild, and the check can tell."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import SecretStr
 
+from mt5_crs_pipeline.adapters.files import temporary_prefix
 from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
@@ -22,6 +25,7 @@ from mt5_crs_pipeline.rebuild import Rebuild, rebuild_check
 from mt5_crs_pipeline.settings import Settings
 from tests.commands import hashes
 from tests.defs.small_lake import execute, materialize, metadata, store, year_of_bars
+from tests.receiver import receiving
 
 CORRECT = """
     insert into market_data (symbol, timeframe, time, open, high, low, close, volume)
@@ -120,6 +124,26 @@ def test_the_check_tells_a_month_that_waits_from_one_that_is_wrong(automation: A
     (finding,) = (one for one in examine(settings, rebuild=True) if one["what"] == "rebuild")
     assert not finding["ok"]
     assert "1 files (technical_features/2012-03) are not what the bars give: delete them" in finding["found"]
+
+
+def test_a_check_tells_nobody_and_what_is_left_of_a_killed_one_is_known_as_such(
+    automation: Automation, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    automation.catch_up()
+    left: list[str] = []
+    materialize = dg.materialize
+
+    def kept(*assets: Any, **arguments: Any) -> Any:
+        result = materialize(*assets, **arguments)
+        arguments["resources"]["stores"].alert("outage", "an outage", "of AAPL")
+        left.extend(path.name for path in (settings.home / "lake").iterdir())
+        return result
+
+    monkeypatch.setattr(dg, "materialize", kept)
+    with receiving() as receiver:
+        assert not rebuild_check(settings.model_copy(update={"alert_urls": SecretStr(receiver.url)})).different
+    assert sorted(name.startswith(temporary_prefix()) for name in left) == [False, True]
+    assert receiver.titles() == []
 
 
 def test_without_bars_there_is_nothing_to_rebuild(settings: Settings) -> None:

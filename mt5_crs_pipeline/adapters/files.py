@@ -51,7 +51,7 @@ def commit_file(
     """
     with _state_errors(target):
         make_folder(target.parent)
-        handle, name = tempfile.mkstemp(prefix=_own_prefix(), dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(), dir=target.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -71,7 +71,7 @@ def commit_folder(target: Path, files: dict[str, bytes]) -> bool:
         if target.exists():
             return False
         make_folder(target.parent)
-        temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=target.parent))
         try:
             for name, content in files.items():
                 commit_bytes(temporary / name, content)
@@ -116,7 +116,8 @@ def remove_leftovers(root: Path) -> int:
     return len(leftovers)
 
 
-def _own_prefix() -> str:
+def temporary_prefix() -> str:
+    """Return how the names of this process's temp files and folders begin, by which `remove_leftovers` knows them."""
     return f"{TEMPORARY_PREFIX}{os.getpid()}-"
 
 
