@@ -83,9 +83,13 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
 def _times(bars: pa.Table) -> dict[str, pd.Series]:
     """Return when the bars of every symbol open, sorted, each once."""
-    # The lake's months and the bars of a symbol in each are in order already; versions of a bar follow each other.
-    by_symbol = bars.select(["symbol", "time"]).to_pandas().groupby("symbol")["time"]
-    return {str(symbol): times[times != times.shift()].reset_index(drop=True) for symbol, times in by_symbol}
+    frame = bars.select(["symbol", "time"]).to_pandas(categories=["symbol"])
+    # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
+    frame = frame.sort_values("symbol", kind="stable", ignore_index=True)
+    frame = frame[~(frame == frame.shift()).all(axis=1)]
+    return {
+        str(symbol): times.reset_index(drop=True) for symbol, times in frame.groupby("symbol", observed=True)["time"]
+    }
 
 
 def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:

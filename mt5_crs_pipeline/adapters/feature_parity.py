@@ -33,17 +33,22 @@ def parity_of_online_store(feast: FeastStore, lake: Lake, months: Sequence[str])
     if not months:
         return NOTHING_COMPARED
     columns = ["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]
-    from_first_on = [month for month in lake.months(TECHNICAL_FEATURES) if month >= min(months)]
-    rows = lake.read(TECHNICAL_FEATURES, from_first_on, feature_schema(), columns).to_pandas()
-    newest = rows[month_of(rows["time"]).isin(months)].groupby("symbol")[EVENT_TIMESTAMP].max()
+    in_months = lake.read(TECHNICAL_FEATURES, months, feature_schema(), ["symbol", EVENT_TIMESTAMP]).to_pandas()
+    newest = in_months.groupby("symbol")[EVENT_TIMESTAMP].max()
     if newest.empty:
         return NOTHING_COMPARED
-    latest = rows.sort_values(RECORDED_AT, kind="stable").drop_duplicates(["symbol", "time"], keep="last")
     served = feast.online_rows(newest.index.tolist())
+    # The lake goes by the bars' opens, and no bar is longer than a month.
+    closes = served[EVENT_TIMESTAMP].dropna().drop_duplicates()
+    opened = sorted({*month_of(closes), *month_of(closes - pd.DateOffset(months=1))})
+    rows = lake.read(TECHNICAL_FEATURES, opened, feature_schema(), columns).to_pandas()
+    latest = rows.sort_values(RECORDED_AT, kind="stable").drop_duplicates(["symbol", "time"], keep="last")
     served = served.merge(latest, on=["symbol", EVENT_TIMESTAMP], how="left")
     served.loc[~(served[EVENT_TIMESTAMP] >= served["symbol"].map(newest)), "time"] = pd.NaT
     oldest = min(month_of(served["time"].dropna()), default=min(months))
-    return compare(served, _revisions(lake, [month for month in from_first_on if month >= oldest]), PIPELINE_FEATURES)
+    return compare(
+        served, _revisions(lake, [month for month in lake.months(MARKET_DATA) if month >= oldest]), PIPELINE_FEATURES
+    )
 
 
 def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFrame) -> Parity:
