@@ -1,6 +1,6 @@
 """Kill everything at a random moment, run again, and compare with a run that nobody disturbed.
 
-Run `python benchmarks/crash_loop.py`; fifty kills take about twenty minutes on two cores, `--kills 3` one. A trained
+Run `python benchmarks/crash_loop.py`; fifty kills take half an hour on two cores, `--kills 3` two minutes. A trained
 state of two symbols is the start. A run then stores a file of new, late and corrected bars and retrains. It is killed
 with SIGKILL, the process group and the database server with all its processes, at a moment drawn evenly from the time
 an undisturbed run takes, and run again to its end. Then the bars, the lake, the feature versions, the training set, the
