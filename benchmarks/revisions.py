@@ -1,6 +1,6 @@
 """Corrections while backfills run: what the sensor asks for, what it costs, and whether it ends as a rebuild does.
 
-Run `python benchmarks/revisions.py`; a quarter of an hour on two cores, with `--symbols 50` a few minutes. A table of daily
+Run `python benchmarks/revisions.py`; a quarter of an hour on two cores, with `--symbols 50` minutes. A table of daily
 bars is filled, computed once, and corrected: first one bar, whose backfill is timed against computing everything, then
 a thousand random ones, stored in bursts while the runs that the sensor asked for are at work. Then every file must be
 what a full rebuild makes, and every correction must be in the table and in the lake. Last, the sensor's query is timed
