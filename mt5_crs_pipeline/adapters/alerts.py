@@ -10,33 +10,32 @@ _LOG = logging.getLogger(__name__)
 
 
 def alert(database: Database, urls: str, key: str, title: str, body: str) -> bool:
-    """Tell `title` and `body` to all `urls` (separated by commas or spaces); True when all of them took it.
+    """Tell `title` and `body` to all `urls` (separated by commas or spaces); True when it was sent.
 
     Nothing is sent without `urls`, or when an alert with `key` was sent in the last 24 hours, by whichever process.
-    Never raises for an alert that cannot be sent: that is one warning in the log, which shows no URL.
+    What nobody took counts as not sent, and comes again with the next call. Never raises for an alert that cannot be
+    sent: that is one warning in the log, which shows no URL.
     """
     if not urls.strip():
         return False
     try:
-        return _is_first(database, key) and _send(urls, title, body)
+        with database.connection() as connection, connection.cursor() as cursor:
+            # Held while it is sent. A process that dies in between is followed by one that says it again.
+            cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"alert {key}",))
+            cursor.execute(
+                "select from alert where key = %s and sent_at > clock_timestamp() - interval '24 hours'", (key,)
+            )
+            if cursor.rowcount or not _send(urls, title, body):
+                return False
+            cursor.execute("insert into alert (key) values (%s)", (key,))
+            return True
     except PipelineError as error:
         _LOG.warning("alert %r was not sent: %s", title, error)
         return False
 
 
-def _is_first(database: Database, key: str) -> bool:
-    """Note that an alert is sent, in a transaction of its own that has ended before it is; False if it was already."""
-    with database.connection() as connection, connection.cursor() as cursor:
-        cursor.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"alert {key}",))
-        cursor.execute(
-            "insert into alert (key) select %(key)s where not exists"
-            " (select from alert where key = %(key)s and sent_at > clock_timestamp() - interval '24 hours')",
-            {"key": key},
-        )
-        return cursor.rowcount == 1
-
-
 def _send(urls: str, title: str, body: str) -> bool:
+    """Send to every address; True when one of them took it, for it would be told again to all."""
     import apprise
 
     # It writes addresses, and the passwords in them, into its log.
@@ -44,9 +43,9 @@ def _send(urls: str, title: str, body: str) -> bool:
     receivers = apprise.Apprise()
     # An address may hold commas.
     understood = receivers.add(re.split(r"[\s,]+(?=\w+://)", urls.strip(", \t\n")))
-    if len(receivers) and receivers.notify(body=body, title=title) and understood:
-        return True
-    _LOG.warning(
-        "alert %r was not taken by all of MT5_CRS_ALERT_URLS: check their form, and whether they answer", title
-    )
-    return False
+    taken = [bool(receiver.notify(body=body, title=title)) for receiver in receivers]
+    if not (understood and taken and all(taken)):
+        _LOG.warning(
+            "alert %r was not taken by all of MT5_CRS_ALERT_URLS: check their form, and whether they answer", title
+        )
+    return any(taken)

@@ -18,3 +18,5 @@ begin
     return current_setting('mt5_crs.recorded_at')::timestamptz;
 end
 $$;
+
+comment on table alert is 'Alerts that somebody took, by what they were about; append-only';
