@@ -34,7 +34,8 @@ from mt5_crs_pipeline.core.errors import (
 )
 from tests.adapters.made_up_bars import query
 
-VERSION = 6
+NEWEST = 6
+VERSIONS = [(number,) for number in range(1, NEWEST + 1)]
 CATALOG = """
 select 'table', relname::text, relkind::text, relfilenode::text from pg_class
 where relnamespace::regnamespace::text in ('public', 'feast', 'dagster')
@@ -75,7 +76,7 @@ def test_a_second_preparation_changes_nothing_in_the_catalog(database_url: str) 
 
 def test_the_schema_is_versioned_and_knows_every_timeframe(database_url: str) -> None:
     prepare_database(database_url)
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(number,) for number in range(1, VERSION + 1)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == VERSIONS
     known = {timeframe for (timeframe,) in query(database_url, "select timeframe from market_data_timeframe")}
     assert known == set(TIMEFRAMES)
     schemas = {name for (name,) in query(database_url, "select nspname from pg_namespace")}
@@ -99,7 +100,7 @@ def test_six_first_starts_at_once_all_succeed(database_url: str) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert query(database_url, "select version from mt5_crs_schema_version") == [(number,) for number in range(1, VERSION + 1)]
+    assert query(database_url, "select version from mt5_crs_schema_version") == VERSIONS
 
 
 @pytest.mark.parametrize(
@@ -163,9 +164,7 @@ def test_rows_of_the_first_version_of_the_schema_count_as_recorded_when_it_is_up
     [(first, last)] = query(database_url, "select min(recorded_at), max(recorded_at) from market_data")
     assert first == last and abs(first - started) < timedelta(minutes=1)
     assert query(database_url, "select close, recorded_at from market_data_latest") == [(1.2, first)]
-    assert query(database_url, "select version from mt5_crs_schema_version order by 1") == [
-        (number,) for number in range(1, VERSION + 1)
-    ]
+    assert query(database_url, "select version from mt5_crs_schema_version order by 1") == VERSIONS
     prepare_database(database_url)
     query(database_url, "insert into market_data values ('EURUSD', 'D1', '2024-01-03', 1, 2, 0.5, 1, null, 7)")
     assert query(database_url, "select recorded_at > %s from market_data where time = '2024-01-03'", (first,)) == [
@@ -196,7 +195,7 @@ def test_an_upgrade_that_meets_a_foreign_table_of_its_name_is_refused_and_change
 def test_a_newer_schema_is_refused(database_url: str) -> None:
     prepare_database(database_url)
     query(database_url, "insert into mt5_crs_schema_version (version) values (99)")
-    with pytest.raises(SchemaMismatchError, match=f"has schema version 99, this package knows {VERSION}: upgrade it") as error:
+    with pytest.raises(SchemaMismatchError, match=f"version 99, this package knows {NEWEST}: upgrade it") as error:
         prepare_database(database_url)
     one_line(error)
 

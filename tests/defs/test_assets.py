@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import SecretStr
 
+from mt5_crs_pipeline.adapters import promotion
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
@@ -351,6 +352,29 @@ def test_two_runs_of_champion_model_at_once_move_the_champion_once(stores: Store
     assert [metadata(run.result(), "champion_model")["champion"] for run in runs] == [version, version]
     assert execute(settings, "select model_version, how from model_champion_change") == [(version, "promoted")]
     assert execute(settings, "select promoted from model_verdict") == [(True,)]
+
+
+@pytest.mark.parametrize("after", ["record_verdict", "record_champion_change"])
+def test_a_server_that_drops_all_connections_during_a_promotion_ends_with_one_champion_and_one_verdict(
+    stores: Stores, settings: Settings, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    materialize(stores, [*ALL_FEATURES, training_set])
+    version = current_version(stores)
+    stores.models.save(card(version), model(), planted_predictions())
+    record, dropped = getattr(promotion, after), []
+
+    def and_drop(*arguments: object) -> None:
+        record(*arguments)
+        if not dropped:
+            sql = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid()"
+            dropped.extend(execute(settings, f"{sql} and application_name = 'mt5_crs'"))
+
+    monkeypatch.setattr(promotion, after, and_drop)
+    monkeypatch.setattr(steps, "_FIRST_PAUSE_S", 0.01)
+    told = metadata(materialize(stores, [champion_model]), "champion_model")
+    assert dropped and (told["champion"], told["promoted"]) == (version, True)
+    assert execute(settings, "select model_version, how from model_champion_change") == [(version, "promoted")]
+    assert execute(settings, "select model_version, promoted from model_verdict") == [(version, True)]
 
 
 def test_the_ends_of_the_year_are_first_and_last(stores: Stores) -> None:
