@@ -252,6 +252,15 @@ def test_months_computed_side_by_side_equal_months_computed_together(stores: Sto
     assert hashes(apart.lake.folder) == together
 
 
+def test_two_identical_backfills_at_once_leave_what_one_leaves(stores: Stores, settings: Settings) -> None:
+    alone = Stores(settings.model_copy(update={"home": settings.home.parent / "alone"}))
+    materialize(alone, ALL_FEATURES)
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(materialize, Stores(settings), ALL_FEATURES) for _ in range(2)]:
+            assert metadata(run.result(), "feast_online_store")["dagster/row_count"] in (0, len(SYMBOLS))
+    assert hashes(settings.lake) == hashes(alone.lake.folder)
+
+
 def test_a_month_that_was_left_out_is_named_before_features_pass_over_it(stores: Stores, settings: Settings) -> None:
     materialize(stores, FEATURES, "2012-01", "2012-06")
     whole = hashes(stores.lake.folder)
