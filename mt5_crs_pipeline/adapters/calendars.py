@@ -82,11 +82,10 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
 
 def _times(bars: pa.Table) -> dict[str, pd.Series]:
-    """Return when the bars of every symbol open, sorted, each once."""
+    """Return when the bars of every symbol open, sorted; a bar with several versions comes as often."""
     frame = bars.select(["symbol", "time"]).to_pandas(categories=["symbol"])
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
     frame = frame.sort_values("symbol", kind="stable", ignore_index=True)
-    frame = frame[~(frame == frame.shift()).all(axis=1)]
     return {
         str(symbol): times.reset_index(drop=True) for symbol, times in frame.groupby("symbol", observed=True)["time"]
     }

@@ -299,6 +299,7 @@ def test_the_month_is_that_of_utc() -> None:
     times = utc("2024-05-01", "2024-05-31T23:59:59.999999", "2024-06-01", "1999-12-31")
     assert month_of(times).tolist() == ["2024-05", "2024-05", "2024-06", "1999-12"]
     assert month_of(times.iloc[:0]).tolist() == []
+    assert month_of(times.where(times.dt.day > 1)).isna().tolist() == [True, False, True, False]
 
 
 # --- Revisions -------------------------------------------------------------------------------------------------------

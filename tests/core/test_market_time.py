@@ -318,6 +318,7 @@ SUNDAYS_TOO = pd.concat([WEEKDAYS, stamps("2024-01-07", "2024-01-14")]).sort_val
         ("US30.cash", WEEKDAYS, FX),
         ("EURUSX", WEEKDAYS, FX),
         ("TBILLS", WEEKDAYS, FX),
+        ("TA35", EVERY_DAY[EVERY_DAY.dt.dayofweek.isin([6, 0, 1, 2, 3])], FX),  # from Sunday to Thursday
     ],
 )
 def test_a_calendar_is_guessed_from_the_name_and_the_days(symbol: str, times: pd.Series, name: str) -> None:
