@@ -127,7 +127,7 @@ def _times(microseconds_utc: npt.NDArray[np.int64]) -> pd.Series:
 def row_changes(before: pd.DataFrame, after: pd.DataFrame, key: list[str]) -> dict[str, int]:
     """Return how many rows `after` has added to `before`, how many have other values, and how many are gone.
 
-    A row is told by `key`, of which neither frame has one twice. Values are compared by their bits, NaN with NaN.
+    A row is told by `key`, of which neither frame has one twice. The values are compared by a hash; NaN equals NaN.
     """
     old, new = (
         frame[key].assign(content=pd.util.hash_pandas_object(frame, index=False).to_numpy())
