@@ -25,6 +25,7 @@ REDIS_PASSWORD = 't0p-s3cret,"={#@/:'
 _numbers = itertools.count(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """On several workers, keep every file on one, and all that need the demo, which takes longest, on one and first."""
     with_demo = {item.path for item in items if "demo_home" in getattr(item, "fixturenames", ())}
