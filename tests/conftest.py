@@ -25,15 +25,6 @@ REDIS_PASSWORD = 't0p-s3cret,"={#@/:'
 _numbers = itertools.count(1)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On several workers, keep every file on one, and all that need the demo, which takes longest, on one and first."""
-    with_demo = {item.path for item in items if "demo_home" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("demo" if item.path in with_demo else item.location[0]))
-    items.sort(key=lambda item: item.path not in with_demo)
-
-
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test depends on, or writes to, what the developer has set or stored."""
