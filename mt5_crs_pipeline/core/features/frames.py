@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import cached_property, partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,8 @@ class _Kept:
     @cached_property
     def rows(self) -> Rows:
         """Their positions in the frame."""
+        if self._runs:
+            return np.concatenate([np.arange(run.start, run.stop) for run in self._runs])
         late = np.zeros(len(self._panel), dtype=np.bool_)
         for run in self._all_runs:
             late[run] = True
@@ -150,12 +153,21 @@ class _Result:
             self._others[at] = self._kept.of(values)
 
     def frame(self) -> pd.DataFrame:
-        columns = self._input.columns
-        names = [*columns[list(self._doubles)], *self._names]
-        frame = pd.DataFrame(self._block.T, index=self._index, columns=names, copy=False)
-        for at, values in sorted(self._others.items()):
-            frame.insert(at, columns[at], values, allow_duplicates=True)
-        frame.columns.name = columns.name
+        columns = [*self._input.columns, *self._names]
+        # Parts side by side: pandas copies a column that is inserted into a frame.
+        parts: list[pd.DataFrame] = []
+        first = 0
+        for is_double, run in groupby(range(len(columns)), key=lambda at: at not in self._others):
+            positions = [*run]
+            if is_double:
+                values = self._block[first : first + len(positions)].T
+                first += len(positions)
+                parts.append(pd.DataFrame(values, index=self._index, copy=False))
+            else:
+                others = {at: self._others[at] for at in positions}
+                parts.append(pd.DataFrame(others, index=self._index, copy=False))
+        frame = pd.concat(parts, axis=1, copy=False)
+        frame.columns = pd.Index(columns, name=self._input.columns.name)
         frame.attrs = dict(self._input.attrs)
         return frame
 
