@@ -166,7 +166,8 @@ class _Result:
             else:
                 others = {at: self._others[at] for at in positions}
                 parts.append(pd.DataFrame(others, index=self._index, copy=False))
-        frame = pd.concat(parts, axis=1, copy=False)
+        # pandas 2 has `copy`, its stubs do not.
+        frame: pd.DataFrame = pd.concat(parts, axis=1, copy=False)  # type: ignore[call-overload]
         frame.columns = pd.Index(columns, name=self._input.columns.name)
         frame.attrs = dict(self._input.attrs)
         return frame
