@@ -30,8 +30,11 @@ def newest_known(
     otherwise `known` and `recorded` only tell versions of equal event apart, a missing one being the oldest. A row
     whose event is more than `ttl` microseconds before the question is no answer. Null keys and times match nothing.
     """
+    questions, rows = _with_numbers_for_texts(questions, rows, keys)
     timeline = _timeline(rows, keys, live=live)
-    asked = questions.with_row_index("question").drop_nulls([_TIME]).sort(_TIME)
+    asked = questions.with_row_index("question").drop_nulls([_TIME, *keys])
+    if not _in_order(asked, keys, pl.col(_TIME).diff() >= 0):
+        asked = asked.sort(_TIME)
     found = asked.join_asof(
         timeline,
         left_on=_TIME,
@@ -58,6 +61,18 @@ def newest(rows: pl.DataFrame, keys: Sequence[str]) -> Indices:
     return np.sort(last[_ROW].to_numpy()).astype(np.int64)
 
 
+def _with_numbers_for_texts(
+    questions: pl.DataFrame, rows: pl.DataFrame, keys: Sequence[str]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Return both with each text key numbered: numbers sort and join in half the time. Unknown texts become null."""
+    texts = [key for key in keys if rows.schema[key] == pl.String]
+    for key in texts:
+        known = pl.Enum(rows[key].unique().drop_nulls())
+        number = pl.col(key).cast(known, strict=False).to_physical()
+        questions, rows = questions.with_columns(number), rows.with_columns(number)
+    return questions, rows
+
+
 def _timeline(rows: pl.DataFrame, keys: Sequence[str], *, live: bool) -> pl.DataFrame:
     """Return keys, takes_over, event and row (the position in `rows`) of the rows that ever are an answer."""
     live = live and KNOWN in rows.columns
@@ -70,7 +85,7 @@ def _timeline(rows: pl.DataFrame, keys: Sequence[str], *, live: bool) -> pl.Data
         .collect()
     )
     wanted = [*keys, _TAKES_OVER, EVENT, _ROW]
-    if _is_timeline(frame, keys):
+    if _in_order(frame, keys, pl.all_horizontal(pl.col(EVENT, _TAKES_OVER).diff() > 0)):
         return frame.select(wanted)
     ordered = _oldest_first(frame).with_row_index("rank").sort(_TAKES_OVER, "rank")
     newest_yet = pl.col("rank").cum_max()
@@ -81,14 +96,13 @@ def _oldest_first(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.sort([name for name in _NEWER if name in rows.columns], maintain_order=True)
 
 
-def _is_timeline(frame: pl.DataFrame, keys: Sequence[str]) -> bool:
-    """True when each key's rows are together and both times rise in them: the usual case, and sorting would be most."""
+def _in_order(frame: pl.DataFrame, keys: Sequence[str], follows: pl.Expr) -> bool:
+    """True when each key's rows are together and each `follows` the one before: the usual case, and sorting is most."""
     if not len(frame):
         return True
     same = pl.all_horizontal([pl.col(key) == pl.col(key).shift() for key in keys]) if keys else pl.lit(value=True)
-    rises = (pl.col(EVENT) > pl.col(EVENT).shift()) & (pl.col(_TAKES_OVER) > pl.col(_TAKES_OVER).shift())
-    later = frame.select(same=same, rises=rises).slice(1)
-    if not (later["rises"] | ~later["same"]).all():
+    later = frame.select(same=same, follows=follows).slice(1)
+    if not (later["follows"] | ~later["same"]).all():
         return False
     runs = int((~later["same"]).sum()) + 1 if keys else 1
     return not keys or frame.select(keys).n_unique() == runs

@@ -250,8 +250,12 @@ def refuse_entity_columns(entities: pa.Table, requests: list[ViewRequest], time_
 def _values_at(table: pa.Table, features: dict[str, str], positions: pl.Series) -> dict[str, pa.ChunkedArray]:
     # polars gathers numbers on all cores; other types come back from it as types of its own.
     numbers = [name for name in set(features.values()) if pa.types.is_primitive(table[name].type)]
-    gathered = pl.DataFrame({name: _series(table[name]) for name in numbers}).select(pl.all().gather(positions))
-    values = {name: gathered[name].to_arrow().cast(table[name].type) for name in numbers}
+    values: dict[str, pa.ChunkedArray] = {}
+    # A few columns at a time: the next ones are put in one piece where the last ones were.
+    for first in range(0, len(numbers), 4):
+        columns = {name: _series(table[name]) for name in numbers[first : first + 4]}
+        gathered = pl.DataFrame(columns).select(pl.all().gather(positions))
+        values.update((name, gathered[name].to_arrow().cast(table[name].type)) for name in columns)
     rows = positions.to_arrow()
     for name in set(features.values()) - set(numbers):
         values[name] = table[name].take(rows)
