@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pandas as pd
 
+from mt5_crs_pipeline.core.economics import economics
 from mt5_crs_pipeline.core.evaluation import evaluate, wilson_interval
 from mt5_crs_pipeline.core.evidence import against_chance
 from mt5_crs_pipeline.core.metrics import metrics_with_intervals
@@ -57,6 +58,38 @@ def show_coverage(cases: int) -> None:
             )
 
 
+def show_sharpe_coverage(cases: int) -> None:
+    """Of returns whose ratio per period is 0.05, each like the one before it by `lasting`."""
+    for periods in (30, 60, 250, 1000, 2500):
+        for lasting in (0.0, 0.3, 0.6):
+            held = 0
+            for seed in range(cases):
+                noise = np.random.default_rng(seed).normal(size=periods + 50)
+                for at in range(1, len(noise)):
+                    noise[at] = lasting * noise[at - 1] + math.sqrt(1 - lasting**2) * noise[at]
+                closes = pd.date_range("2010-01-01", periods=periods + 1, freq="D", tz="UTC")
+                found = economics(
+                    pd.DataFrame(
+                        {
+                            "symbol": "S",
+                            "event_timestamp": closes[:-1],
+                            "label_time": closes[1:],
+                            "probability": 0.9,
+                            "spread_share": 0.0,
+                            "forward_return": 0.0005 + 0.01 * noise[50:],
+                        }
+                    ),
+                    recipes=1,
+                )
+                held += found.sharpe_lower <= 0.05 * math.sqrt(365.25) <= found.sharpe_upper
+            share = wilson_interval(float(held), cases)
+            print(
+                f"Sharpe ratio of {periods} periods, from one to the next {lasting}:"
+                f" {share.estimate:6.1%} hold the truth ({share.lower:.1%} to {share.upper:.1%})",
+                flush=True,
+            )
+
+
 def show_cost() -> None:
     random = np.random.default_rng(7)
     times = pd.date_range("2000-01-01", periods=4_000, freq="D", tz="UTC").repeat(5)
@@ -85,7 +118,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=int, default=500)
     show_cost()
-    show_coverage(parser.parse_args().cases)
+    cases = parser.parse_args().cases
+    show_sharpe_coverage(cases)
+    show_coverage(cases)
 
 
 if __name__ == "__main__":

@@ -277,13 +277,11 @@ def coverage(bars: pd.DataFrame) -> bytes:
 
 def empty_figure(title: str) -> "tuple[Figure, Axes]":
     """Return an empty picture in the house style, with the finding as its title."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     margins = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
     figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, facecolor="white", layout=margins)
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     heading = figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, fontweight="bold")
     heading.set_parse_math(False)
@@ -304,8 +302,11 @@ def plain(axes: "Axes") -> None:
 
 def png_bytes(figure: "Figure") -> bytes:
     """Return the picture's bytes, without the version stamp that would change them."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    # savefig draws twice where margins are computed, and gives the same bytes.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 

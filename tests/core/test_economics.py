@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import signal, stats
+from scipy import fft, signal, stats
 
 from mt5_crs_pipeline.core.economics import Economics, Performance, deflated_sharpe, economics
 from mt5_crs_pipeline.core.errors import InputError
@@ -219,17 +219,29 @@ def test_the_best_of_many_without_skill_is_as_good_as_expected() -> None:
     assert deflated_sharpe(best, 1000, 0.0, 3.0, 50, 1 / 999) == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("lasting", [0.0, 0.5])
-def test_the_interval_holds_the_truth_as_often_as_it_says(lasting: float) -> None:
+@pytest.mark.parametrize(("periods", "lasting"), [(400, 0.0), (400, 0.5), (60, 0.6), (30, 0.3)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(periods: int, lasting: float) -> None:
     held = 0
-    for seed in range(120):
-        noise = signal.lfilter([1.0], [1.0, -lasting], np.random.default_rng(seed).normal(size=450))
+    for seed in range(1000, 1240):
+        noise = signal.lfilter([1.0], [1.0, -lasting], np.random.default_rng(seed).normal(size=50 + periods))
         moved = 0.003 + 0.01 * noise[50:] * math.sqrt(1 - lasting**2)
-        rows = predictions(400, 1, probability=0.9, spread_share=0.0, forward_return=moved)
+        rows = predictions(periods, 1, probability=0.9, spread_share=0.0, forward_return=moved)
         found = economics(rows, 1)
-        held += found.sharpe_lower <= 0.3 * math.sqrt(400 / (400 / 365.25)) <= found.sharpe_upper
-    # 95 % of 120, and two standard deviations of luck.
-    assert held / 120 >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 120)
+        held += found.sharpe_lower <= 0.3 * math.sqrt(365.25) <= found.sharpe_upper
+    # 95 % of 240, and two standard deviations of luck.
+    assert abs(held / 240 - 0.95) <= 2 * math.sqrt(0.95 * 0.05 / 240)
+
+
+@pytest.mark.parametrize(("periods", "waves"), [(10, 3), (60, 6), (400, 21)])
+def test_the_interval_is_student_s_with_as_many_degrees_as_waves(periods: int, waves: int) -> None:
+    moved = np.random.default_rng(periods).normal(0.003, 0.01, periods)
+    found = economics(predictions(periods, 1, probability=0.9, spread_share=0.0, forward_return=moved), 1)
+    standard = (moved - moved.mean()) / moved.std(ddof=1)
+    added = standard - moved.mean() / moved.std(ddof=1) * (standard**2 - 1) / 2
+    # SciPy's cosines, the constant one left out.
+    variance = (fft.dct(added, norm="ortho")[1 : waves + 1] ** 2).mean() / periods
+    wanted = stats.t.ppf(0.975, waves) * math.sqrt(variance * 365.25)
+    assert (found.sharpe_upper - found.sharpe_lower) / 2 == pytest.approx(wanted, rel=2e-3)
 
 
 def undefined(found: Economics) -> set[str]:
