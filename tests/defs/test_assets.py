@@ -270,11 +270,20 @@ def test_a_month_that_was_left_out_is_named_before_features_pass_over_it(stores:
     (failure,) = result.filter_events(lambda event: event.is_step_failure)
     assert failure.step_key == "technical_features"
     assert failure.step_failure_data.error.cause.message.strip().endswith(
-        "features of 2012-06 need the bars of 2012-03, which are in market_data and not in the lake:"
-        " materialize 2012-03 to 2012-06 in one run"
+        "features of 2012-06 need the bars of 2012-03 to 2012-04, which are in market_data and not in the lake:"
+        " materialize 2012-03 to 2012-06 in one run, or let all begin later with MT5_CRS_START"
     )
     materialize(gappy, FEATURES, "2012-03", "2012-06")
     assert hashes(gappy.lake.folder) == whole
+
+
+def test_the_latest_month_does_not_come_first_with_features_that_lack_their_history(
+    stores: Stores, settings: Settings
+) -> None:
+    result = materialize(stores, FEATURES, "2012-06", "2012-06", succeeds=False)
+    (failure,) = result.filter_events(lambda event: event.is_step_failure)
+    assert "features of 2012-06 need the bars of 2012-01 to 2012-05" in failure.step_failure_data.error.cause.message
+    assert not stores.lake.months("technical_features")
 
 
 def test_only_the_chosen_symbols_are_read(stores: Stores, settings: Settings) -> None:

@@ -71,18 +71,34 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
 
 
 def _refuse_a_hole(stores: Stores, revisions: pd.DataFrame, months: Sequence[str]) -> None:
-    """Raise InputError when `revisions`, read for `months`, pass over a month whose bars are in the table only."""
+    """Raise InputError when features of `months` need the bars of a month that are in the table only.
+
+    `revisions` were read for them. They pass over such a month between their first one and the last of `months`; and
+    where a symbol has too few bars before `months`, over any earlier one.
+    """
     there = {*months, *stores.lake.months(EXTRACT)}
-    first = f"{revisions['time'].min():%Y-%m}" if len(revisions) else max(months)
-    holes = [month for month in MONTHS.get_partition_keys() if first < month < max(months) and month not in there]
-    if not holes:
+    absent = [month for month in MONTHS.get_partition_keys() if month < max(months) and month not in there]
+    if not absent or revisions.empty:
         return
+    begins, _ = window(months)
+    bars = revisions[["symbol", "time"]].drop_duplicates()
+    before = (bars["time"] < begins).groupby(bars["symbol"]).sum()
+    short = before.index[before < PIPELINE_FEATURES.lookback - 1].tolist()
+    first = f"{bars['time'].min():%Y-%m}"
+    holes = []
     with stores.database.connection() as connection:
-        within = months_with_bars(connection, stores.timeframe, list(revisions["symbol"].unique()), *window(holes))
-    if hole := next((month for month in within if month in holes), None):
+        for symbols, needed in (
+            (before.index.tolist(), [month for month in absent if month > first]),
+            (short, [month for month in absent if month < first]),
+        ):
+            if symbols and needed:
+                within = months_with_bars(connection, stores.timeframe, symbols, *window(needed))
+                holes += [month for month in within if month in needed]
+    if holes:
+        named = " to ".join(sorted({min(holes), max(holes)}))
         raise InputError(
-            f"features of {max(months)} need the bars of {hole}, which are in market_data and not in the lake:"
-            f" materialize {hole} to {max(months)} in one run"
+            f"features of {max(months)} need the bars of {named}, which are in market_data and not in the lake:"
+            f" materialize {min(holes)} to {max(months)} in one run, or let all begin later with MT5_CRS_START"
         )
 
 
