@@ -25,7 +25,7 @@ ui: $(VENV)/run.installed
 	@$(RUN) $(BIN)/mt5-crs ui
 
 test: $(VENV)/dev.installed
-	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder --cov --cov-report=term
 
 check: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
