@@ -115,6 +115,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 def _read_as(path: Path, schema: pa.Schema) -> pa.Table:
     table = read_parquet(path, schema.names)
+    if table.schema.equals(schema):
+        return table
     if table.schema.types != schema.types:
         raise _damaged(path, "its columns have other types than were written")
     return table.cast(schema)
