@@ -10,6 +10,7 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,21 @@ def compare_frames(bars: pd.DataFrame) -> None:
     line("compute_features, the same rows in time order", median_ms(lambda: compute_features(shuffled)))
 
 
+def cores_alone(bars: pd.DataFrame) -> tuple[float, str]:
+    """One symbol again and again, in the cache of a core: what more cores give on this machine at best."""
+    panel = Panel(bars.head(BARS), INPUTS)
+
+    def work(_: object = None) -> None:
+        out = np.empty((len(DEFAULT.features), len(panel)))
+        for _ in range(200):
+            evaluate(DEFAULT.program, panel, out, threads=1)
+
+    one = median_ms(work)
+    with ThreadPoolExecutor(core_count()) as pool:
+        together = median_ms(lambda: [*pool.map(work, range(core_count()))])
+    return one / 200, f"all cores are {core_count() * one / together:.2f} times faster"
+
+
 def compare_arrays(bars: pd.DataFrame) -> None:
     panel = Panel(bars, INPUTS)
     out = np.empty((len(DEFAULT.features), len(panel)))
@@ -174,6 +190,7 @@ def compare_arrays(bars: pd.DataFrame) -> None:
         line(name, theirs, f"{theirs / kernel:.2f} times the kernel")
     one = median_ms(lambda: evaluate(DEFAULT.program, panel, out, threads=1), 15)
     line("kernel on one core", one, f"all cores are {one / kernel:.2f} times faster")
+    line("  without memory in the way, each core its own bars", *cores_alone(bars))
     many = np.empty((len(SCALE_FREE.features), len(panel)))
     wide = median_ms(lambda: evaluate(SCALE_FREE.program, panel, many), 3)
     share = (wide / len(SCALE_FREE.features)) / (kernel / len(DEFAULT.features))
