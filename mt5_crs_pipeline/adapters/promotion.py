@@ -15,7 +15,7 @@ from mt5_crs_pipeline.adapters.trial_ledger import (
     record_verdict,
 )
 from mt5_crs_pipeline.core.errors import BundleRejectedError, NoEarlierChampionError
-from mt5_crs_pipeline.core.evidence import against_champion, against_chance
+from mt5_crs_pipeline.core.evidence import against_champion, against_chance, bets
 from mt5_crs_pipeline.core.labels import TARGET
 from mt5_crs_pipeline.core.metrics import times_needed
 from mt5_crs_pipeline.core.promotion import ChampionChange, Comparison, Verdict, champions_in_force, decide, recipe
@@ -42,7 +42,9 @@ def judge(connection: Connection, store: ModelStore, bundle: Bundle) -> Verdict:
         )
     parity = bundle.metadata["parity"]
     return decide(
-        Comparison(against_chance(predictions, recipes, horizon), len(labelled), times_needed(labelled)),
+        Comparison(
+            against_chance(predictions, recipes, horizon), len(labelled), times_needed(bets(predictions, horizon))
+        ),
         rival,
         recipes,
         parity_holds=parity.get("holds") is True

@@ -73,7 +73,7 @@ def against_chance(predictions: pd.DataFrame, recipes: int, horizon_bars: int = 
     its outcome; rows in any order. A bet is placed when the one before is settled: of labels that reach `horizon_bars`
     ahead, and so overlap, those of every `horizon_bars`-th instant count.
     """
-    ordered = _bets(predictions, horizon_bars)
+    ordered = bets(predictions, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     return instants.evidence(
@@ -93,7 +93,7 @@ def against_champion(
     """
     key = ["symbol", "event_timestamp"]
     both = predictions.merge(champion[[*key, "probability"]], on=key, suffixes=("", "_champion"))
-    ordered = _bets(both, horizon_bars)
+    ordered = bets(both, horizon_bars)
     instants = _Instants(ordered)
     up = ordered["target"].to_numpy() == 1
     rival = _limited(ordered["probability_champion"].to_numpy(dtype=float))
@@ -104,7 +104,7 @@ def against_champion(
     )
 
 
-def _bets(predictions: pd.DataFrame, horizon_bars: int) -> pd.DataFrame:
+def bets(predictions: pd.DataFrame, horizon_bars: int) -> pd.DataFrame:
     """Return the rows of every `horizon_bars`-th instant that have a target, sorted by time and symbol.
 
     A row inside the cost band takes its turn like any other: nobody knew that it would be, and to bet on the next one

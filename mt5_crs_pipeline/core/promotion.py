@@ -61,7 +61,7 @@ class ChampionChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What speaks for a model, on how many rows, and after how many bar times edges of that many points would show."""
+    """What speaks for a model, on how many rows, and after how many bets edges of that many points would show."""
 
     evidence: Evidence
     rows: int
@@ -158,13 +158,13 @@ def champions_in_force(changes: Sequence[ChampionChange]) -> list[ChampionChange
 
 
 def _too_few(comparison: Comparison) -> str:
-    """Say how many bar times there are and how many are needed, or nothing where a large edge would have shown."""
+    """Say how many bar times were bet on and how many are needed, or nothing where a large edge would have shown."""
     times, needed = len(comparison.evidence.curve), comparison.times_needed
     if not needed or times >= min(needed.values()):
         return ""
     edges = ", ".join(f"{count:,} for one of {points:g}" for points, count in sorted(needed.items(), reverse=True))
     there = "1 bar time was" if times == 1 else f"{times:,} bar times were"
-    return f"{there} predicted, and an edge shows, four times in five, after {edges} points of accuracy"
+    return f"{there} bet on, and an edge shows, four times in five, after {edges} points of accuracy"
 
 
 def _said(comparison: Comparison, rival: str, recipes: int) -> str:

@@ -18,6 +18,8 @@ from mt5_crs_pipeline.adapters.postgres import connected, prepare_database
 from mt5_crs_pipeline.adapters.promotion import judge, promote_on_evidence, roll_back
 from mt5_crs_pipeline.adapters.trial_ledger import champion_changes, record_trial
 from mt5_crs_pipeline.core.errors import BundleRejectedError, NoEarlierChampionError, NotEnoughBarsError
+from mt5_crs_pipeline.core.labels import LabelConfig
+from mt5_crs_pipeline.core.metrics import times_needed
 from mt5_crs_pipeline.core.promotion import Verdict
 from tests.adapters.made_up_bars import query
 from tests.adapters.small_model import TRAINING, card, model, planted_predictions
@@ -328,3 +330,13 @@ def test_a_rollback_is_the_way_out_when_the_champion_itself_is_gone(
     with pytest.raises(BundleRejectedError, match="mt5-crs rollback"):
         store.champion()
     assert back(url, store) == champion(store) == "20130301-b"
+
+
+def test_of_overlapping_labels_as_many_bets_are_needed_as_are_counted(url: str, store: ModelStore) -> None:
+    label = {"label": LabelConfig(3).definition, "label_config": {"horizon_bars": 3, "cost_band": 0.0}}
+    made = planted_predictions().assign(probability=0.6)
+    every_third = made["event_timestamp"].drop_duplicates().sort_values().iloc[::3]
+    told = promote(url, store, save(store, "20130301-long", made, **label)).evidence["against_chance"]
+    assert told["instants"] == len(every_third)
+    needed = times_needed(made[made["event_timestamp"].isin(every_third)])
+    assert told["times_needed"] == {f"{points:g}": count for points, count in needed.items()}

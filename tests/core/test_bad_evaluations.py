@@ -72,7 +72,7 @@ def test_one_bar_time_more_is_predicted_and_is_not_enough_data() -> None:
     found, verdict = judged(made)
     assert (found.rows, found.times) == (3, 1)
     assert (found.accuracy.lower, found.accuracy.upper) == (0.0, 1.0)
-    assert verdict.kind == "not enough data" and verdict.reason.startswith("Not enough data: 1 bar time was predicted")
+    assert verdict.kind == "not enough data" and verdict.reason.startswith("Not enough data: 1 bar time was bet on")
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])

@@ -138,7 +138,7 @@ def test_too_few_bar_times_are_a_verdict_of_their_own_that_says_how_many_are_nee
     if kind == "not enough data":
         count = "1 bar time was" if times == 1 else "99 bar times were"
         assert found.reason.startswith(
-            f"Not enough data: {count} predicted, and an edge shows, four times in five, after 100 for one of 5, 5,000"
+            f"Not enough data: {count} bet on, and an edge shows, four times in five, after 100 for one of 5, 5,000"
             " for one of 2, 20,000 for one of 1 points of accuracy; log-wealth "
         )
 
