@@ -21,6 +21,7 @@ from mt5_crs_pipeline.core.feature_rows import feature_schema
 from mt5_crs_pipeline.definitions import defs
 from mt5_crs_pipeline.defs.partitions import MONTHS
 from tests.commands import comes_true
+from tests.receiver import Receiver, receiving
 from tests.ui import ASSETS, Ui, running_ui
 
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ def browser() -> "Iterator[Browser]":
 
 
 @pytest.fixture(scope="module")
-def ui(browser: "Browser", demo_home: Path, demo_folder: Path) -> Iterator[Ui]:
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def ui(browser: "Browser", demo_home: Path, demo_folder: Path, receiver: Receiver) -> Iterator[Ui]:
     """The UI of a copy of the demo's state folder, for all tests in their order."""
     home = Path(shutil.copytree(demo_home, demo_folder / "seen"))
-    with running_ui(home) as running:
+    with running_ui(home, ALERT_URLS=receiver.url) as running:
         if PICTURES:  # months without bars would be grey
             months = MONTHS.get_partition_keys()
             running.launch("market_data_backfill", months[0], months[-1])
@@ -169,7 +176,9 @@ def test_schedule_and_sensor_are_switched_on_and_tick(page: "Page") -> None:
     sees(page.get_by_role("row").filter(has_text="View logs").filter(has_text=tick(page)))
 
 
-def test_a_failing_blocking_check_is_red_and_says_why(page: "Page", ui: Ui) -> None:
+def test_a_failing_blocking_check_is_red_and_says_why_and_who_has_to_know_is_told(
+    page: "Page", ui: Ui, receiver: Receiver
+) -> None:
     assert comes_true(ui.has_settled, RUN_TIMEOUT_S), ui.runs()  # nothing is at work that would repair it
     nudge(Lake(ui.home / "lake" / "D1"), "rsi_14")
     page.goto("/assets/training_set")
@@ -183,6 +192,9 @@ def test_a_failing_blocking_check_is_red_and_says_why(page: "Page", ui: Ui) -> N
     sees(failed)
     red, green, blue = (int(part) for part in re.findall(r"\d+", failed.evaluate("e => getComputedStyle(e).color")))
     assert red > 2 * max(green, blue)
+    assert comes_true(lambda: receiver.messages, 2 * TIMEOUT_S), "the daemon told nobody"
+    (told,) = receiver.messages
+    assert told["title"].endswith(" failed") and LOOK_AHEAD in told["message"], told
 
 
 def open_graph(page: "Page", width: int, height: int) -> None:
