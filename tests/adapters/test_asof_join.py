@@ -211,3 +211,9 @@ def test_many_rows_in_no_order_are_answered_as_by_a_loop() -> None:
         found = newest_known(questions, rows, ["key0"], 60, live=live)
         assert found.to_list() == brute_newest_known(case, 60, live=live)
         assert 20 < found.null_count() < 180
+
+
+def test_questions_of_nobody_do_not_hide_that_others_are_out_of_order() -> None:
+    rows = pl.DataFrame({"key": ["a", "a", "a", "b"], "event": [0, 4, 9, 0]})
+    questions = pl.DataFrame({"key": ["a", None, "a", "b", "a"], "time": [10, 0, 5, 7, 1]})
+    assert newest_known(questions, rows, ["key"], None, live=False).to_list() == [2, None, 1, 3, 0]

@@ -61,6 +61,17 @@ def test_repeated_index_labels_neither_multiply_rows_nor_mix_symbols(bars: pd.Da
         pd.testing.assert_frame_equal(result.reset_index(drop=True), expected.reset_index(drop=True))
 
 
+@pytest.mark.parametrize("include_target", [False, True])
+def test_long_symbols_in_order_come_out_as_shuffled_ones_do(*, include_target: bool) -> None:
+    ordered = random_bars(length=400).sort_values(["symbol", "time"]).set_index(np.arange(5000, 6200))
+    ordered.insert(3, "ticks", np.arange(len(ordered)))
+    result = compute_features(ordered, include_target=include_target)
+    shuffled = compute_features(ordered.sample(frac=1, random_state=3), include_target=include_target)
+    assert len(result) == 3 * (400 - FeatureConfig().lookback + 1 - include_target)
+    pd.testing.assert_frame_equal(result, shuffled.sort_index())
+    pd.testing.assert_frame_equal(result[ordered.columns], ordered.loc[result.index])
+
+
 def test_computing_twice_replaces_the_features(bars: pd.DataFrame) -> None:
     once = f.compute_moving_averages(bars)
     pd.testing.assert_frame_equal(f.compute_moving_averages(once), once)
