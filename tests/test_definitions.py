@@ -1,26 +1,26 @@
 """The code location as Dagster and its users see it."""
 
-import contextlib
 import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 
 import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES, Lake
+from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES
 from mt5_crs_pipeline.core.bars import BAR_SCHEMA, month_of
 from mt5_crs_pipeline.core.features import FeatureConfig
 from mt5_crs_pipeline.definitions import defs
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import technical_features
 from mt5_crs_pipeline.defs.partitions import MONTHS, range_tags
+from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.timing import FRESHNESS
+from mt5_crs_pipeline.settings import Settings
 from tests.core.samples import random_bars
 
 ROOT = Path(__file__).parents[1]
@@ -137,19 +137,16 @@ def test_a_table_shows_its_columns(name: str) -> None:
     assert types == {column: kinds.get(column, "double") for column in types}
 
 
-def test_the_files_have_the_columns_their_assets_show(tmp_path: Path) -> None:
+def test_the_files_have_the_columns_their_assets_show(settings: Settings) -> None:
     bars = random_bars(length=60)
     bars["known_at"] = bars["recorded_at"] = bars["time"] + timedelta(days=1)
-    lake = Lake(tmp_path / "lake")
+    stores = Stores(settings)
+    lake = stores.lake
     for month, part in bars.groupby(month_of(bars["time"])):
         lake.write(EXTRACT, str(month), pa.Table.from_pandas(part, schema=BAR_SCHEMA, preserve_index=False))
     result = dg.materialize(
         [market_data_parquet, technical_features],
-        resources={
-            "stores": SimpleNamespace(
-                lake=lake, timeframe="D1", calendars={}, alert=print, alone=contextlib.nullcontext
-            )
-        },
+        resources={"stores": stores},
         tags=range_tags("2023-01", "2023-03"),
     )
     assert result.success
