@@ -72,6 +72,11 @@ def read_files(
         window = None
         if time_column is not None:
             window = _window(time_column, dataset.schema.field(time_column).type, start, end)
+        if window is not None:
+            # A filter copies what it lets through: twice the time where statistics say that it is everything.
+            outside = ~window | ds.field(time_column).is_null()
+            if not any(part.split_by_row_group(outside) for part in dataset.get_fragments()):
+                window = None
         return dataset.to_table(columns=list(columns), filter=window)
     except (OSError, pa.ArrowException) as error:
         beside = " or a file beside it" if len(dataset.files) > 1 else ""

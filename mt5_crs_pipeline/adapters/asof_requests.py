@@ -291,5 +291,8 @@ def _ticks(times: pa.ChunkedArray) -> pl.Series:
 def _series(values: pa.ChunkedArray | pa.Array) -> pl.Series:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    # In one piece: looking up the piece of each value is most of gathering it.
+    # In one piece: looking up the piece of each value is most of gathering it. Arrow puts numbers together in memory
+    # that it has used before.
+    if isinstance(values, pa.ChunkedArray) and pa.types.is_primitive(values.type):
+        values = values.combine_chunks()
     return pl.Series(pl.from_arrow(values)).rechunk()
