@@ -8,6 +8,7 @@ in 53, 55 or 58 % of the days; in the others nothing can be known.
 """
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -20,10 +21,11 @@ import numpy as np
 import pandas as pd
 import xgboost
 
-from mt5_crs_pipeline.core.evaluation import accuracy_interval, base_rate, wilson_interval
 from mt5_crs_pipeline.core.evidence import against_chance
 from mt5_crs_pipeline.core.features import FeatureConfig, feature_frame, get_feature_names
+from mt5_crs_pipeline.core.intervals import Z_95, wilson_interval
 from mt5_crs_pipeline.core.labels import labelled_bars
+from mt5_crs_pipeline.core.metrics import base_rate
 from mt5_crs_pipeline.core.model import Model, TrainingConfig, predict
 
 YEARS, DAYS, MONTH, FIRST = 10, 252, 21, 252
@@ -94,6 +96,15 @@ def predictions(market: Market) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def usual_lower_end(correct: np.ndarray, times: pd.Series) -> float:
+    """Of the usual 95 % interval of an accuracy: normal with rows of one time as a cluster, or Wilson's if wider."""
+    _, membership, counts = np.unique(times.dt.tz_localize(None).to_numpy(), return_inverse=True, return_counts=True)
+    residuals = np.bincount(membership, weights=correct - correct.mean())
+    variance = len(counts) / (len(counts) - 1) * float(residuals @ residuals) / len(correct) ** 2
+    by_rows = wilson_interval(float(correct.sum()), len(correct))
+    return min(float(correct.mean()) - Z_95 * math.sqrt(variance), by_rows.lower)
+
+
 def first_promotions(market: Market) -> dict[str, int | None]:
     """After how many bars each rule promotes, None for never."""
     made = predictions(market)
@@ -104,7 +115,6 @@ def first_promotions(market: Market) -> dict[str, int | None]:
     for number, look in enumerate(ends.index):
         seen = made[made["look"] <= look]
         correct = ((seen["probability"] >= 0.5) == (seen["target"] == 1)).to_numpy()
-        interval = accuracy_interval(correct, seen["event_timestamp"].dt.tz_localize(None).to_numpy())
         enough = len(seen) >= MINIMUM_ROWS
         passed = dict(
             zip(
@@ -112,7 +122,7 @@ def first_promotions(market: Market) -> dict[str, int | None]:
                 (
                     wealth.iloc[number] > evidence.threshold,
                     enough and correct.mean() > 0.52,
-                    enough and interval.lower > base_rate(seen["target"].to_numpy()),
+                    enough and usual_lower_end(correct, seen["event_timestamp"]) > base_rate(seen["target"].to_numpy()),
                 ),
                 strict=True,
             )

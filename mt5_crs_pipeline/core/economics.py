@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.intervals import long_run_margin
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE
 from mt5_crs_pipeline.core.model import VOLATILITY
 
@@ -249,34 +250,12 @@ def _sharpe(earned: Array) -> float:
 def _sharpe_interval(earned: Array) -> tuple[float, float]:
     """Return the ends of the 95 % interval of the ratio per period, where periods may depend on those before.
 
-    The long-run variance is that of the slowest cosines of what each period adds to the ratio, and Student's t has as
-    many degrees of freedom: Lazarus, Lewis, Stock, Watson 2018, HAR inference: recommendations for practice. A block
-    bootstrap holds the truth too rarely where the series is short or its periods are much alike.
+    From what each period adds to it, by `long_run_margin`.
     """
     ratio, count = _sharpe(earned), len(earned)
     standard = (earned - earned.mean()) / earned.std(ddof=1)
-    added = standard - ratio * (standard**2 - 1) / 2
-    slowest = np.arange(1, max(3, int(0.4 * count ** (2 / 3))) + 1)
-    phases = np.pi * (np.arange(count) + 0.5) / count
-    waves = np.array([np.cos(times * phases) @ added for times in slowest])
-    margin = _student_97_5(len(slowest)) * math.sqrt(2 * (waves**2).mean()) / count
+    margin = long_run_margin(standard - ratio * (standard**2 - 1) / 2) / count
     return ratio - margin, ratio + margin
-
-
-def _student_97_5(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t within 0.2 %, from three degrees of freedom on.
-
-    Abramowitz, Stegun 1964, Handbook of mathematical functions, 26.7.5.
-    """
-    z = _NORMAL.inv_cdf(0.975)
-    terms = [
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    ]
-    return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
 def _shape(earned: Array) -> tuple[float, float]:

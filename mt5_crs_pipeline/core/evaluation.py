@@ -10,13 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from mt5_crs_pipeline.core.errors import InputError
+from mt5_crs_pipeline.core.intervals import Interval, accuracy_interval, wilson_interval
 from mt5_crs_pipeline.core.labels import FORWARD_RETURN
 from mt5_crs_pipeline.core.metrics import auc, base_rate, log_loss, metrics_with_intervals, times_needed
 from mt5_crs_pipeline.core.model import VOLATILITY
 from mt5_crs_pipeline.core.rank_ic import rank_ic_by_year
-
-Z_95 = 1.959963984540054
-"""The 97.5 % quantile of the standard normal distribution."""
 
 RELIABILITY_BINS = 10
 GROUP_COLUMNS = ("group", "rows", "accuracy", "lower", "upper", "base_rate", "log_loss")
@@ -26,15 +24,6 @@ REGIMES = ("calm", "usual", "wild")
 """Thirds of a symbol's own rows by the volatility known when they were predicted; cut in hindsight, to describe."""
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimated share with the lower and upper end of its 95 % interval."""
-
-    estimate: float
-    lower: float
-    upper: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +105,10 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float], cost_ba
         raise InputError(f"none of {len(every):,} predictions has a target: every close stayed inside the cost band")
     target, probability = rows["target"].to_numpy(), rows["probability"].to_numpy()
     metrics = metrics_with_intervals(rows).set_index("metric")
-    # Clusters know nothing of neighbouring times, a bootstrap little of few rows: the wider end is the honest one.
-    clustered = _accuracy(rows)
+    # A bootstrap knows little of few times, and of much that they share: the wider end is the honest one.
+    alone = _accuracy(rows)
     lower, upper = metrics.loc[["accuracy"], ["lower", "upper"]].to_numpy()[0].tolist()
-    accuracy = Interval(clustered.estimate, min(clustered.lower, lower), max(clustered.upper, upper))
+    accuracy = Interval(alone.estimate, min(alone.lower, lower), max(alone.upper, upper))
     metrics.loc["accuracy", ["lower", "upper"]] = accuracy.lower, accuracy.upper
     ranked = sorted(importance.items(), key=lambda item: (math.isnan(item[1]), -item[1], item[0]))
     return Evaluation(
@@ -148,47 +137,8 @@ def evaluate(predictions: pd.DataFrame, importance: Mapping[str, float], cost_ba
     )
 
 
-def accuracy_interval(correct: Array, clusters: Array) -> Interval:
-    """Return the share of `correct` with a 95 % interval that lets rows of one cluster move together.
-
-    On each side the wider of the normal interval with cluster-robust variance
-    G/(G-1) * sum_g(sum_{i in g}(y_i - mean))^2 / n^2 (Cameron & Miller 2015, A Practitioner's Guide to
-    Cluster-Robust Inference) and Wilson's score interval on rows (Wilson 1927); within [0, 1]. One cluster alone
-    says nothing about the spread: [0, 1]. Too optimistic with fewer than about 40 clusters, and when neighbouring
-    clusters depend on each other. NaN in `correct` gives NaN. Raises InputError without rows or on unequal lengths.
-    """
-    if len(correct) == 0 or len(correct) != len(clusters):
-        raise InputError(
-            f"an interval needs rows and their clusters: got {len(correct)} rows, {len(clusters)} clusters"
-        )
-    values = np.asarray(correct, dtype=np.float64)
-    estimate = float(values.mean())
-    if not math.isfinite(estimate):
-        return Interval(math.nan, math.nan, math.nan)
-    labels, membership = np.unique(clusters, return_inverse=True)
-    count = len(labels)
-    if count == 1:
-        return Interval(estimate, 0.0, 1.0)
-    residuals = np.bincount(membership, weights=values - estimate, minlength=count)
-    variance = count / (count - 1) * float(residuals @ residuals) / len(values) ** 2
-    half_width = Z_95 * math.sqrt(variance)
-    by_rows = wilson_interval(float(values.sum()), len(values))
-    lower, upper = min(estimate - half_width, by_rows.lower), max(estimate + half_width, by_rows.upper)
-    return Interval(estimate, max(lower, 0.0), min(upper, 1.0))
-
-
-def wilson_interval(successes: float, rows: int) -> Interval:
-    """Return the share of successes among independent rows with Wilson's 95 % score interval (Wilson 1927)."""
-    share = successes / rows
-    weight = 1 + Z_95**2 / rows
-    centre = (share + Z_95**2 / (2 * rows)) / weight
-    half_width = Z_95 / weight * math.sqrt(share * (1 - share) / rows + (Z_95 / (2 * rows)) ** 2)
-    # Rounding may put an end a last bit beyond the share it must contain.
-    return Interval(share, max(0.0, min(centre - half_width, share)), min(1.0, max(centre + half_width, share)))
-
-
 def _accuracy(rows: pd.DataFrame) -> Interval:
-    """Return the accuracy of validated rows; bars that close together are one cluster."""
+    """Return the accuracy of validated rows."""
     correct = (rows["probability"].to_numpy() >= 0.5) == (rows["target"].to_numpy() == 1)
     return accuracy_interval(correct, rows["event_timestamp"].dt.tz_localize(None).to_numpy())
 

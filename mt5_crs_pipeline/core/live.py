@@ -5,8 +5,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from mt5_crs_pipeline.core.evaluation import Interval, accuracy_interval
 from mt5_crs_pipeline.core.evidence import against_chance
+from mt5_crs_pipeline.core.intervals import Interval, accuracy_interval
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, LABEL_TIME, TARGET
 from mt5_crs_pipeline.core.metrics import base_rate
 from mt5_crs_pipeline.core.promotion import Comparison

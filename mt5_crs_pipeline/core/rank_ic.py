@@ -7,14 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from mt5_crs_pipeline.core.intervals import Z_95, long_run_margin
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN
-from mt5_crs_pipeline.core.metrics import block_length, resampled
 
 FEWEST_SYMBOLS: Final = 3
 ACROSS_SYMBOLS: Final = "across symbols"
 OVER_TIME: Final = "over time"
 RANK_IC_COLUMNS: Final = ("group", "kind", "count", "rank_ic", "lower", "upper", "above_zero")
-_Z_95: Final = 1.959963984540054
 
 Array = npt.NDArray[np.float64]
 
@@ -26,8 +25,8 @@ def rank_ic_by_year(predictions: pd.DataFrame) -> pd.DataFrame:
     FEWEST_SYMBOLS, each of those gives a Spearman correlation across its symbols: their mean, `count` of them and the
     share above zero. Otherwise one Spearman correlation over the rows, `count` of them. Equal values share a mean rank;
     NaN where a correlation is not defined, and for the share above zero of rows. Empty without any forward_return.
-    Intervals are circular block bootstraps of the instants, which are narrow for a few of them: each end is the wider
-    one of it and of what unrelated ranks would have.
+    Instants may depend on those before, and rows of one on each other; each end is the wider one of that interval and
+    of what unrelated ranks would have.
     """
     if FORWARD_RETURN not in predictions:
         return pd.DataFrame(columns=list(RANK_IC_COLUMNS))
@@ -56,10 +55,10 @@ def _mean_of_instants(rows: pd.DataFrame) -> tuple[Any, ...]:
         return 0, math.nan, math.nan, math.nan, math.nan
     correlations: Array = (defined["both"] / np.sqrt(defined["one"] * defined["other"])).to_numpy()
     count, mean = len(correlations), float(correlations.mean())
-    again = resampled(correlations[:, None], block_length(correlations))[:, 0] / count
-    # Spearman's correlation of unrelated ranks of m symbols has the variance 1 / (m - 1); one alone shows no spread.
-    half_width = _Z_95 * math.sqrt(float(defined["variance"].mean()) / count) if count > 1 else math.inf
-    return count, mean, *_wider(again, mean - half_width, mean + half_width), float(np.mean(correlations > 0))
+    # Spearman's correlation of unrelated ranks of m symbols has the variance 1 / (m - 1).
+    unrelated = Z_95 * math.sqrt(float(defined["variance"].mean()) / count)
+    half_width = max(unrelated, long_run_margin(correlations - mean) / count)
+    return count, mean, *_within(mean - half_width, mean + half_width), float(np.mean(correlations > 0))
 
 
 def _over_rows(rows: pd.DataFrame) -> tuple[Any, ...]:
@@ -73,17 +72,14 @@ def _over_rows(rows: pd.DataFrame) -> tuple[Any, ...]:
     found = float(both / math.sqrt(one * other))
     if count == FEWEST_SYMBOLS or abs(found) > 1 - 1e-12:
         return count, found, -1.0, 1.0
-    sums = products.assign(rows=1.0, first=centred["probability"], second=centred[FORWARD_RETURN])
-    by_time = sums.groupby(rows[EVENT_TIMESTAMP]).sum()
-    length = block_length(by_time["both"].to_numpy())
-    drawn = pd.DataFrame(resampled(by_time.to_numpy(), length), columns=by_time.columns)
-    means = drawn.div(drawn["rows"], axis=0)
-    spread = (means["one"] - means["first"] ** 2) * (means["other"] - means["second"] ** 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        again = ((means["both"] - means["first"] * means["second"]) / np.sqrt(spread)).to_numpy()
+    # What each row adds to the correlation.
+    standard = _products(centred / np.sqrt((centred**2).mean()))
+    added = (standard["both"] - found * (standard["one"] + standard["other"]) / 2).groupby(rows[EVENT_TIMESTAMP]).sum()
+    margin = long_run_margin(added.to_numpy()) / count
     # Fieller, Hartley, Pearson 1957, Tests for rank correlation coefficients: of rows that know nothing of each other.
-    centre, half_width = math.atanh(found), _Z_95 * math.sqrt(1.06 / (count - 3))
-    return count, found, *_wider(again, math.tanh(centre - half_width), math.tanh(centre + half_width))
+    centre, half_width = math.atanh(found), Z_95 * math.sqrt(1.06 / (count - 3))
+    lower, upper = math.tanh(centre - half_width), math.tanh(centre + half_width)
+    return count, found, *_within(min(found - margin, lower), max(found + margin, upper))
 
 
 def _products(centred: pd.DataFrame) -> pd.DataFrame:
@@ -91,6 +87,5 @@ def _products(centred: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"both": first * second, "one": first**2, "other": second**2})
 
 
-def _wider(again: Array, lower: float, upper: float) -> tuple[float, float]:
-    low, high = np.percentile(again[np.isfinite(again)], [2.5, 97.5])
-    return max(min(float(low), lower), -1.0), min(max(float(high), upper), 1.0)
+def _within(lower: float, upper: float) -> tuple[float, float]:
+    return max(lower, -1.0), min(upper, 1.0)

@@ -122,7 +122,8 @@ def test_labels_that_overlap_and_symbols_that_move_together_make_intervals_wider
 
 
 def test_a_handful_of_instants_is_no_proof_however_well_they_agree() -> None:
-    made = rows(3, times=2).assign(probability=[0.1, 0.2, 0.3] * 2, forward_return=[0.01, 0.02, 0.03] * 2)
-    found = rank_ic_by_year(made).set_index("group").loc["all"]
-    assert (found["rank_ic"], found["above_zero"], found["upper"]) == (1.0, 1.0, 1.0)
-    assert found["lower"] == pytest.approx(1 - 1.959963984540054 * math.sqrt(0.5 / 2))
+    for times, lower in ((2, -1.0), (9, 1 - 1.959963984540054 * math.sqrt(0.5 / 9))):
+        alike = {"probability": [0.1, 0.2, 0.3] * times, "forward_return": [0.01, 0.02, 0.03] * times}
+        found = rank_ic_by_year(rows(3, times=times).assign(**alike)).set_index("group").loc["all"]
+        assert (found["rank_ic"], found["above_zero"], found["upper"]) == (1.0, 1.0, 1.0)
+        assert found["lower"] == pytest.approx(lower)
