@@ -113,13 +113,18 @@ def talib_per_symbol(inputs: dict[str, np.ndarray], out: np.ndarray, bars: int) 
 
 
 def median_ms(work: Callable[[], object], repeats: int = 5) -> float:
-    work()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds) * 1e3
+    return medians_ms([work], repeats)[0]
+
+
+def medians_ms(works: list[Callable[[], object]], repeats: int) -> list[float]:
+    """In turns, so that a machine that is slower for a while is so for all."""
+    seconds: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats + 1):
+        for work, took in zip(works, seconds, strict=True):
+            started = time.perf_counter()
+            work()
+            took.append(time.perf_counter() - started)
+    return [statistics.median(took[1:]) * 1e3 for took in seconds]
 
 
 def peak_mb(work: Callable[[], object]) -> float:
@@ -170,16 +175,16 @@ def cores_alone(bars: pd.DataFrame) -> tuple[float, str]:
         for _ in range(200):
             evaluate(DEFAULT.program, panel, out, threads=1)
 
-    one = median_ms(work)
     with ThreadPoolExecutor(core_count()) as pool:
-        together = median_ms(lambda: [*pool.map(work, range(core_count()))])
+        one, together = medians_ms([work, lambda: [*pool.map(work, range(core_count()))]], 5)
     return one / 200, f"all cores are {core_count() * one / together:.2f} times faster"
 
 
 def compare_arrays(bars: pd.DataFrame) -> None:
     panel = Panel(bars, INPUTS)
     out = np.empty((len(DEFAULT.features), len(panel)))
-    kernel = median_ms(lambda: evaluate(DEFAULT.program, panel, out), 15)
+    ways = [lambda: evaluate(DEFAULT.program, panel, out), lambda: evaluate(DEFAULT.program, panel, out, threads=1)]
+    kernel, one = medians_ms(ways, 25)
     line("kernel, 15 features, arrays to arrays", kernel)
     inputs = {name: bars[name].to_numpy() for name in INPUTS}
     for name, work in {
@@ -188,7 +193,6 @@ def compare_arrays(bars: pd.DataFrame) -> None:
     }.items():
         theirs = median_ms(work)
         line(name, theirs, f"{theirs / kernel:.2f} times the kernel")
-    one = median_ms(lambda: evaluate(DEFAULT.program, panel, out, threads=1), 15)
     line("kernel on one core", one, f"all cores are {one / kernel:.2f} times faster")
     line("  without memory in the way, each core its own bars", *cores_alone(bars))
     many = np.empty((len(SCALE_FREE.features), len(panel)))

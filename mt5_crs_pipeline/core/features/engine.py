@@ -43,8 +43,8 @@ def evaluate(
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ConfigurationError(f"threads is {threads!r}, not a count from 1")
     threads = threads or core_count()
-    # Several parts per core, so that none waits long for the last.
-    step = max(ROWS_PER_TASK, -(-len(panel) // (4 * threads)))
+    # Many parts per core, so that none waits long for the last.
+    step = max(ROWS_PER_TASK, -(-len(panel) // (16 * threads)))
     compute = kernel()
 
     def part(first: int) -> None:

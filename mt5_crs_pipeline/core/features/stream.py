@@ -1,7 +1,7 @@
 """Features one bar at a time, from a rolling buffer of the last bars of each symbol."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,8 @@ from mt5_crs_pipeline.core.features.operations import INPUTS
 from mt5_crs_pipeline.core.panel import Panel
 
 _TICKS_PER_HOUR: Final = 3_600_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 # Bars that a buffer takes before its last ones are moved to the front.
 _SPARE: Final = 256
 
@@ -124,7 +126,7 @@ class _Buffer:
         for column, value in zip(self.columns, values, strict=True):
             column[self.end] = value
         self.end += 1
-        self.starts[:] = max(self.end - self.lookback, 0), self.end
+        self.starts[0], self.starts[1] = max(self.end - self.lookback, 0), self.end
 
     def times(self) -> pd.DatetimeIndex:
         start, end = self.starts
@@ -139,13 +141,17 @@ class _Buffer:
 def _ticks(symbol: str, opened: datetime) -> int:
     if not isinstance(opened, datetime) or pd.isna(opened) or opened.utcoffset() is None:
         raise InputError(f"{symbol}: time {opened!r} is not an aware datetime, for example with tzinfo=UTC")
-    try:
-        return int(pd.Timestamp(opened).as_unit("us", round_ok=False).asm8.astype(np.int64))
-    except ValueError as error:
-        raise InputError(f"{symbol}: time {opened} is finer than a microsecond") from error
+    # Python's own arithmetic takes a third of the time of that of pandas.
+    if isinstance(opened, pd.Timestamp):
+        if opened.nanosecond:
+            raise InputError(f"{symbol}: time {opened} is finer than a microsecond")
+        opened = opened.to_pydatetime()
+    return (opened - _EPOCH) // _MICROSECOND
 
 
 def _double(symbol: str, time: datetime, name: str, value: float) -> float:
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, (float, int, np.floating, np.integer)):
         raise InputError(f"{symbol}: {name} of the bar at {time} is {value!r}, not a number")
     if isinstance(value, (int, np.integer)) and abs(int(value)) >= 2**53:
