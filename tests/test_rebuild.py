@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters.files import temporary_prefix
-from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES
+from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
@@ -100,11 +100,28 @@ def test_one_corrected_bar_recomputes_its_months_alone_and_says_how_many_rows(
     assert run.dagster_run.tags["dagster/asset_partition_range_start"] == months[0] == f"{time:%Y-%m}"
     assert run.dagster_run.tags["dagster/asset_partition_range_end"] == months[-1]
     assert metadata(run, "market_data_parquet")["rows_added"] == 1
+    # Of the months that are only reached no bar is read again.
+    stored = automation.stores.lake.row_count(EXTRACT, months[0])
+    assert metadata(run, "market_data")["dagster/row_count"] == stored and len(months) > 1
     assert metadata(run, "technical_features")["rows_added"] == PIPELINE_FEATURES.lookback
     assert metadata(run, "technical_features")["dagster/row_count"] > PIPELINE_FEATURES.lookback
     # What a row was trained on stays as it was known at its close; its label, and the one before, read the new close.
     again = metadata(materialize(automation.stores, [training_set]), "training_set")
     assert {name: again[name] for name in changes} == {"rows_added": 0, "rows_changed": 2, "rows_gone": 0}
+
+
+def test_a_month_that_is_only_reached_is_read_where_the_lake_has_lost_it(
+    automation: Automation, settings: Settings
+) -> None:
+    automation.catch_up()
+    lake, before = automation.stores.lake, hashes(settings.lake)
+    lake.file(EXTRACT, "2012-04").unlink()
+    lake.file(MARKET_DATA, "2012-05").unlink()
+    time = year_of_bars().query("symbol == 'AAPL' and time.dt.month == 3")["time"].max()
+    execute(settings, CORRECT, 0.4, "AAPL", time)
+    automation.catch_up()
+    assert hashes(settings.lake).keys() == before.keys()
+    assert rebuild_check(settings) == Rebuild(equal=36, waiting=(), different=())
 
 
 def test_the_check_tells_a_month_that_waits_from_one_that_is_wrong(automation: Automation, settings: Settings) -> None:

@@ -150,27 +150,35 @@ class OnlineStore:
     def _write_postgres(self, cursor: Cursor, rows: pa.Table) -> set[str]:
         """Write `rows` in the transaction of `cursor`; return whom a newer row held off.
 
-        One line per symbol goes to the server, which unfolds it in place. Feast's writer sends a statement for each
-        value, and rewrites both indexes for each: several times the work.
+        One line per symbol that is written goes to the server, which unfolds it in place. Feast's writer sends a
+        statement for each value, and rewrites both indexes for each: several times the work.
         """
+        from feast.infra.key_encoding_utils import serialize_entity_key
+
+        version = self._store.config.entity_key_serialization_version
+        keys = [serialize_entity_key(_entity_key(symbol), version) for symbol in rows["symbol"].to_pylist()]
+        cursor.execute(self._statement(_HOLD_OFF), (keys, _datetimes(rows[EVENT_TIMESTAMP])))
+        newer = {row for (row,) in cursor.fetchall()}
+        held_off = {rows["symbol"][row].as_py() for row in newer}
+        kept = [row for row in range(rows.num_rows) if row not in newer]
+        if not kept:
+            return held_off
+        rows, keys = rows.take(kept), [keys[row] for row in kept]
         cursor.execute(
-            "create temp table candidate (row integer, entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
+            "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
             " value bytea, value_text text[]) on commit drop"
         )
-        cursor.copy_expert("copy candidate from stdin", self._lines(rows))
-        cursor.execute(self._statement(_HOLD_OFF))
-        held_off = {rows["symbol"][row].as_py() for (row,) in cursor.fetchall()}
+        cursor.copy_expert("copy candidate from stdin", self._lines(rows, keys))
         cursor.execute(self._statement(_UPDATE), (self._names,))
-        if cursor.rowcount < (rows.num_rows - len(held_off)) * len(self._names):
+        if cursor.rowcount < rows.num_rows * len(self._names):
             cursor.execute(self._statement(_INSERT), (self._names,))
         return held_off
 
-    def _lines(self, rows: pa.Table) -> io.StringIO:
-        """Return a line per row for COPY: its number, entity key, event and created time, values as Feast has them.
+    def _lines(self, rows: pa.Table, keys: Sequence[bytes]) -> io.StringIO:
+        """Return a line per row for COPY: entity key, event and created time, values as Feast has them.
 
         The encoding of a double is a prefix and its eight bytes, whatever the double.
         """
-        from feast.infra.key_encoding_utils import serialize_entity_key
         from feast.protos.feast.types.Value_pb2 import Value
 
         prefix = Value(double_val=1.0).SerializeToString()[:-8]
@@ -178,14 +186,12 @@ class OnlineStore:
         encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
         encoded["prefix"], encoded["double"] = prefix, values
         times, known = (rows[name].cast(_UTC_WITHOUT_ZONE).cast("string") for name in (EVENT_TIMESTAMP, KNOWN_AT))
-        version = self._store.config.entity_key_serialization_version
-        keys = [serialize_entity_key(_entity_key(symbol), version).hex() for symbol in rows["symbol"].to_pylist()]
         columns = zip(keys, times.to_pylist(), known.to_pylist(), encoded, values.tolist(), strict=True)
         return io.StringIO(
             "\n".join(
-                f"{row}\t\\\\x{key}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
+                f"\\\\x{key.hex()}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
                 f"\t{{{repr(numbers)[1:-1].replace('nan', 'NULL')}}}"
-                for row, (key, time, known_at, doubles, numbers) in enumerate(columns)
+                for key, time, known_at, doubles, numbers in columns
             )
         )
 
@@ -206,9 +212,9 @@ class OnlineStore:
 _VALUE: Final = "case when c.value_text[i] is null then ''::bytea else substring(c.value from 9 * i::int - 8 for 9) end"
 _HOLD_OFF: Final = (
     # By the times of all features: a view that has changed holds some that are no longer, or not yet, among the names.
-    "delete from candidate as c where exists"
+    "select c.row - 1 from unnest(%s::bytea[], %s::timestamptz[]) with ordinality as c (entity_key, event_ts, row)"
+    " where exists"
     " (select from {table} as stored where stored.entity_key = c.entity_key and stored.event_ts > c.event_ts)"
-    " returning c.row"
 )
 _UPDATE: Final = (
     "update {table} as stored set value = {value}, value_text = c.value_text[i], vector_value = null,"

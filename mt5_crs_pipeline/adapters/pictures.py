@@ -217,20 +217,20 @@ def closes(bars: pd.DataFrame) -> bytes:
     from matplotlib.collections import LineCollection
     from matplotlib.dates import date2num
 
-    usable = bars[bars["close"] > 0].sort_values(["symbol", "time"], kind="stable")
-    lines = [
-        (str(name), part["time"], part["close"] / part["close"].iloc[0]) for name, part in usable.groupby("symbol")
-    ]
-    lines.sort(key=lambda line: (-float(line[2].iloc[-1]), line[0]))
+    usable = bars.loc[bars["close"] > 0, ["symbol", "time", "close"]].sort_values("time", kind="stable")
+    opened, close = usable["time"].dt.tz_localize(None).to_numpy(), usable["close"].to_numpy()
+    rows = usable.groupby("symbol").indices
+    lines = [(str(name), opened[at], close[at] / close[at[0]]) for name, at in rows.items()]
+    lines.sort(key=lambda line: (-float(line[2][-1]), line[0]))
     if not lines:
         return png_bytes(empty_figure("No closes to draw")[0])
-    ends = f"{label(lines[0][0])} ends highest, at {float(lines[0][2].iloc[-1]):.3g} times its first close"
+    ends = f"{label(lines[0][0])} ends highest, at {float(lines[0][2][-1]):.3g} times its first close"
     figure, axes = empty_figure(f"{_count(len(lines), 'symbol')}: {ends}")
     others = []
     for rank, (name, time, ratio) in enumerate(lines):
         # The last point always stays: the title speaks of it.
         kept = np.unique(np.linspace(0, len(ratio) - 1, min(len(ratio), POINTS_PER_LINE)).astype(int))
-        times, ratios = time.dt.tz_localize(None).to_numpy()[kept], ratio.to_numpy()[kept]
+        times, ratios = time[kept], ratio[kept]
         if rank < len(SERIES):
             axes.plot(times, ratios, color=SERIES[rank], linewidth=1.3, zorder=3, label=f" {label(name)}")
         else:

@@ -12,11 +12,12 @@ LONGEST_PAUSE: Final = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class Request:
-    """A range of months to compute, both included, and the key of what changed in it."""
+    """A range of months to compute, both included, the key of what changed in it, and the months whose bars did."""
 
     first: str
     last: str
     key: str
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

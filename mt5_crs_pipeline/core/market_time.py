@@ -184,8 +184,16 @@ def are_there(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> np.nd
     Not whether it opens at the same instant: a daily bar may be stamped by the broker's midnight, by that of UTC or of
     the exchange, and an hour may be counted from the open or from the full hour.
     """
-    opened, length = _us(times), TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
-    middles = (_us(expected["open"]) + _us(expected["close"])) // 2
+    return _cover(_us(times), _middles(expected), timeframe)
+
+
+def _middles(expected: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
+    middles: np.ndarray[Any, np.dtype[np.int64]] = (_us(expected["open"]) + _us(expected["close"])) // 2
+    return middles
+
+
+def _cover(opened: Any, middles: Any, timeframe: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    length = TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
     before = np.searchsorted(opened, middles, side="right") - 1
     there: np.ndarray[Any, np.dtype[np.bool_]] = before >= 0
     there[there] = middles[there] - opened[before[there]] < length
@@ -244,10 +252,10 @@ def _of_calendar(
     alive, lacking = np.zeros(len(expected), dtype=np.int64), np.zeros(len(expected), dtype=np.int64)
     missing: dict[str, np.ndarray[Any, Any]] = {}
     ends: dict[str, Attendance] = {}
-    slots = expected["slot"].to_numpy()
+    slots, sessions, middles = expected["slot"].to_numpy(), expected["session"].to_numpy(), _middles(expected)
     for symbol, opened in times.items():
         ends[symbol] = Attendance(symbol, calendars[symbol], "current", opened.iloc[-1])
-        there = are_there(expected, opened, timeframe) if len(expected) else np.zeros(0, dtype=bool)
+        there = _cover(_us(opened), middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
         positions = np.flatnonzero(there)
         if not len(positions):
             continue
@@ -256,9 +264,11 @@ def _of_calendar(
         missing[symbol] = first + np.flatnonzero(~there[first:last])
         alive[first : last + 1] += 1
         lacking[missing[symbol]] += 1
-        ends[symbol] = _end(
-            ends[symbol], expected, last + 1 + np.flatnonzero(~there[last + 1 :]), opened, timeframe, now
-        )
+        awaited = last + 1 + np.flatnonzero(~there[last + 1 :])
+        if len(np.unique(sessions[awaited])) > ENDED_AFTER_SESSIONS:
+            ends[symbol] = replace(ends[symbol], state="ended")
+        else:
+            ends[symbol] = _end(ends[symbol], expected, awaited, opened, timeframe, now)
     holiday = _holidays(expected, 2 * (lacking - 1) > alive - 1)
     return [
         replace(
@@ -292,8 +302,6 @@ def _end(
     now: datetime,
 ) -> Attendance:
     """Return what it means that the expected bars number `awaited`, after the symbol's last, have not come."""
-    if expected["session"].iloc[awaited].nunique() > ENDED_AFTER_SESSIONS:
-        return replace(so_far, state="ended")
     due = closing_times(expected, opened, timeframe)["bar"].iloc[awaited] + ALLOWANCE <= now
     if not due.any():
         return so_far

@@ -11,7 +11,7 @@ from mt5_crs_pipeline.core.backfill import Memory, Outcome, Request, ask, contig
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
-from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, range_tags
+from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, changed_tag, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.standing import every_change_has_arrived
 from mt5_crs_pipeline.defs.timing import RETRAIN_CRON, RETRAIN_ZONE
@@ -83,7 +83,10 @@ def market_data_revision_sensor(
     if not wanted:
         return dg.SensorResult(skip_reason="no bars arrived since the last look", cursor=memory.to_json())
     return dg.SensorResult(
-        run_requests=[dg.RunRequest(run_key=one.key, tags=range_tags(one.first, one.last)) for one in wanted],
+        run_requests=[
+            dg.RunRequest(run_key=one.key, tags=range_tags(one.first, one.last) | changed_tag(one.changed))
+            for one in wanted
+        ],
         cursor=memory.to_json(),
     )
 
@@ -110,5 +113,6 @@ def backfill_requests(changes: list[ChangedBars], first_month: str | None, last_
     for first, last in contiguous_ranges(known):
         inside = sorted(repr(change) for change in changes if change.month <= last and change.reach_month >= first)
         digest = hashlib.sha256("\n".join(inside).encode()).hexdigest()[:16]
-        requests.append(Request(first, last, f"{first}:{last}:{digest}"))
+        changed = sorted({change.month for change in changes if first <= change.month <= last})
+        requests.append(Request(first, last, f"{first}:{last}:{digest}", tuple(changed)))
     return requests

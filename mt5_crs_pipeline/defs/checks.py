@@ -54,7 +54,8 @@ ONLINE_CHECK = dg.AssetCheckSpec(
     "online_features_equal_a_fresh_computation",
     asset="feast_online_store",
     blocking=True,
-    description="What is served for every symbol is its newest bar's features, equal to the last bit.",
+    description="What is served for every symbol that was written, and for a sample of those that have a newer row, is"
+    " its newest bar's features, equal to the last bit.",
 )
 TRAINING_CHECK = dg.AssetCheckSpec(
     "training_rows_are_labelled_and_past",

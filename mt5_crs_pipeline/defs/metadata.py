@@ -1,5 +1,6 @@
 """What every asset tells the Dagster UI: rows, window, columns, pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -31,15 +32,20 @@ def row_metadata(rows: int, times: pd.Series, **more: Any) -> dict[str, Any]:
 
 
 def write_months(
-    context: dg.AssetExecutionContext, lake: Lake, stage: str, rows: pd.DataFrame, schema: pa.Schema
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    stage: str,
+    rows: pd.DataFrame,
+    schema: pa.Schema,
+    months: Sequence[str],
 ) -> dict[str, int]:
-    """Make `rows` the content of the run's months by the month of their `time`; return what that changed, as metadata.
+    """Make `rows` the content of `months` by the month of their `time`; return what that changed, as metadata.
 
     Each month's partition is told its own row count.
     """
     by_month = dict(list(rows.groupby(month_of(rows["time"]), sort=False)))
     changed = added = 0
-    for month in context.partition_keys:
+    for month in months:
         part = by_month.get(month, rows.iloc[:0])
         table = pa.Table.from_pandas(part, schema=schema, preserve_index=False).replace_schema_metadata()
         before = lake.row_count(stage, month)

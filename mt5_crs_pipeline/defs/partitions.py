@@ -1,7 +1,7 @@
 """Months: the one partitioning of everything that is stored by time."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ MONTHS = dg.MonthlyPartitionsDefinition(start_date=load_settings().start, fmt=MO
 
 _RANGE_START = "dagster/asset_partition_range_start"
 _RANGE_END = "dagster/asset_partition_range_end"
+_CHANGED = "mt5_crs/months_with_changed_bars"
 
 
 def monthly_asset(**arguments: Any) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
@@ -35,6 +36,18 @@ def monthly_asset(**arguments: Any) -> Callable[[Callable[..., Any]], dg.AssetsD
 def range_tags(first: str, last: str) -> dict[str, str]:
     """Return the run tags that make one run cover the months from `first` to `last`, both included."""
     return {_RANGE_START: first, _RANGE_END: last}
+
+
+def changed_tag(months: Iterable[str]) -> dict[str, str]:
+    """Return the run tag that says in which of the run's months bars have changed; in none of the others did any."""
+    return {_CHANGED: ",".join(months)}
+
+
+def months_to_read(context: dg.AssetExecutionContext, stored: Container[str]) -> list[str]:
+    """Return the months of the run whose bars have to be read: all, or those that changed or are not `stored`."""
+    changed = context.run.tags.get(_CHANGED)
+    months = list(context.partition_keys)
+    return months if changed is None else [one for one in months if one in changed.split(",") or one not in stored]
 
 
 def window(months: Iterable[str]) -> tuple[datetime, datetime]:

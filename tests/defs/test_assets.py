@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import SecretStr
 
-from mt5_crs_pipeline.adapters import promotion
+from mt5_crs_pipeline.adapters import feature_parity, promotion
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
@@ -122,7 +122,9 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     assert metadata(again, "market_data_parquet")["files_changed"] == 0
 
 
-def test_months_go_online_in_any_order_and_the_newest_row_stays(stores: Stores) -> None:
+def test_months_go_online_in_any_order_and_the_newest_row_stays(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
     materialize(stores, FEATURES)
     may, june, year = (
         metadata(materialize(stores, [feast_online_store], first, last), "feast_online_store")
@@ -134,7 +136,11 @@ def test_months_go_online_in_any_order_and_the_newest_row_stays(stores: Stores) 
         }
         assert told["newest"] == {symbol: time.isoformat() for symbol, time in expected.items()}
         assert (told["dagster/row_count"], told["left_alone"]) == (len(SYMBOLS), 0)
-    again = metadata(materialize(stores, [feast_online_store], "2012-05", "2012-05"), "feast_online_store")
+    monkeypatch.setattr(feature_parity, "OTHERS_SERVED", 2)
+    run = materialize(stores, [feast_online_store], "2012-05", "2012-05")
+    (served,) = run.get_asset_check_evaluations()
+    assert served.passed and served.metadata["rows"].value == 2
+    again = metadata(run, "feast_online_store")
     assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), {})
     nothing = metadata(materialize(stores, [feast_online_store], "2001-01", "2001-01"), "feast_online_store")
     assert (nothing["dagster/row_count"], nothing["left_alone"]) == (0, 0)

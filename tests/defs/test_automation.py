@@ -75,6 +75,12 @@ def test_months_that_are_no_partitions_are_left_out() -> None:
     assert ranges([change("1998-01")], None, None) == [("1998-01", "1998-01")]
 
 
+def test_a_request_names_the_months_whose_bars_changed() -> None:
+    changes = [change("1999-12", "2000-02"), change("2000-02", "2000-04"), change("2000-02", "2000-03", symbol="IBM")]
+    (request,) = backfill_requests(changes, "2000-01", "2026-12")
+    assert (request.first, request.last, request.changed) == ("2000-01", "2000-04", ("2000-02",))
+
+
 def test_a_second_correction_gets_another_key_and_the_same_changes_the_same_key() -> None:
     changes = [change("2012-05", number=7), change("2012-05", number=8, symbol="IBM")]
     (request,) = backfill_requests(changes, "2000-01", "2026-12")

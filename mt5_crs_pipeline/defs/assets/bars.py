@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 
 import dagster as dg
+import pyarrow as pa
 
 from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
 from mt5_crs_pipeline.adapters.calendars import lake_attendance
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
+from mt5_crs_pipeline.core.backfill import contiguous_ranges
 from mt5_crs_pipeline.core.bars import (
     BAR_SCHEMA,
     CLOSED_BAR_SCHEMA,
@@ -18,7 +20,7 @@ from mt5_crs_pipeline.core.bars import (
 from mt5_crs_pipeline.defs.alerts import alert_outages
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, MARKET_CHECK, check_bars, check_market_time
 from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
-from mt5_crs_pipeline.defs.partitions import monthly_asset, window
+from mt5_crs_pipeline.defs.partitions import monthly_asset, months_to_read, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
 from mt5_crs_pipeline.defs.timing import FRESHNESS
@@ -33,11 +35,12 @@ from mt5_crs_pipeline.defs.timing import FRESHNESS
 @step
 def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """All revisions of the bars of the months, read from the market_data table in one snapshot."""
-    start, end = window(context.partition_keys)
+    months = months_to_read(context, stores.lake.months(EXTRACT))
+    read = [window(part) for part in contiguous_ranges(months)]
     with stores.database.connection() as connection:
-        revisions = read_revisions(connection, stores.timeframe, start, end, stores.symbols)
-    frame = revisions.to_pandas()
-    changed = write_months(context, stores.lake, EXTRACT, frame, BAR_SCHEMA)
+        parts = [read_revisions(connection, stores.timeframe, *part, stores.symbols) for part in read]
+    frame = pa.concat_tables([BAR_SCHEMA.empty_table(), *parts]).to_pandas()
+    changed = write_months(context, stores.lake, EXTRACT, frame, BAR_SCHEMA, months)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(frame),
@@ -61,7 +64,8 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
 @step
 def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Valid revisions of closed bars as one sorted Parquet file per month; bad ones go to quarantine with a reason."""
-    extracted = stores.lake.read(EXTRACT, context.partition_keys, BAR_SCHEMA).to_pandas()
+    months = months_to_read(context, stores.lake.months(MARKET_DATA))
+    extracted = stores.lake.read(EXTRACT, months, BAR_SCHEMA).to_pandas()
     reasons = reject_reasons(extracted, stores.timeframe, datetime.now(UTC), REVISION_KEY)
     # A bar that is still forming is not wrong; it comes with a later run.
     wrong = reasons[reasons.notna() & (reasons != "not_closed_yet")]
@@ -70,7 +74,7 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
         with stores.database.connection() as connection:
             quarantine(connection, rejected, source="table market_data")
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
-    changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA)
+    changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA, months)
     found = lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC))
     alert_outages(stores, found, context.run.run_id)
     return dg.MaterializeResult(
@@ -84,7 +88,7 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             reasons=rejected["reason"].value_counts().to_dict(),
         ),
         check_results=[
-            check_bars(stores.lake, context.partition_keys, stores.timeframe),
+            check_bars(stores.lake, months, stores.timeframe),
             check_market_time(found, window(context.partition_keys)),
         ],
     )

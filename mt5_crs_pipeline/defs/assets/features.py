@@ -51,7 +51,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     _refuse_a_hole(stores, revisions, months)
     rows = feature_rows(revisions, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
-    changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema())
+    changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema(), months)
     parity = parity_of_lake(stores.lake, months)
     return dg.MaterializeResult(
         metadata=row_metadata(
@@ -116,7 +116,7 @@ def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     with stores.feast() as feast:
         # Read inside the writer's lock, so that no row read before a correction replaces it.
         online = feast.write_online(lambda: newest_in_lake(stores.lake, months))
-        parity = parity_of_online_store(feast, stores.lake, months)
+        parity = parity_of_online_store(feast, stores.lake, months, online.left_alone)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(online.written),
