@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 
 from mt5_crs_pipeline.adapters import pictures
@@ -78,8 +79,8 @@ _MINUTE = "%Y-%m-%d %H:%M"
 
 def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
     """Result of BARS_CHECK on the files of `months`."""
-    files = [lake.read(MARKET_DATA, [month], CLOSED_BAR_SCHEMA).to_pandas().assign(file=month) for month in months]
-    revisions = pd.concat(files, ignore_index=True)
+    revisions = lake.read(MARKET_DATA, months, CLOSED_BAR_SCHEMA).to_pandas()
+    revisions["file"] = np.repeat(np.array(months, dtype=object), [lake.row_count(MARKET_DATA, one) for one in months])
     latest = latest_revisions(revisions)
     # Pictures hang on the check, which is one event, not on the materialization, which is one per month.
     seen: dict[str, Any] = {"bars": len(latest), "revisions": len(revisions)}

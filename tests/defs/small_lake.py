@@ -11,7 +11,7 @@ import psycopg2
 from mt5_crs_pipeline.adapters.bar_store import ingest
 from mt5_crs_pipeline.adapters.demo_bars import demo_bars
 from mt5_crs_pipeline.core.bars import BAR_COLUMNS
-from mt5_crs_pipeline.defs.partitions import range_tags
+from mt5_crs_pipeline.defs.partitions import changed_tag, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 
@@ -50,14 +50,18 @@ def materialize(
     *,
     succeeds: bool = True,
     as_of: str | None = None,
+    changed: Sequence[str] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Run `assets` over the months as one run, on an instance that is forgotten afterwards."""
+    """Run `assets` over the months as one run, on an instance that is forgotten afterwards.
+
+    `changed` are those in which bars did, where that is known.
+    """
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(
             assets,
             instance=instance,
             resources={"stores": stores},
-            tags=range_tags(first, last),
+            tags=range_tags(first, last) | ({} if changed is None else changed_tag(changed)),
             run_config={"ops": {"training_set": {"config": {"as_of": as_of}}}} if as_of is not None else None,
             raise_on_error=succeeds,
         )

@@ -122,6 +122,15 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     assert metadata(again, "market_data_parquet")["files_changed"] == 0
 
 
+def test_months_that_are_only_reached_by_a_change_keep_their_bars(stores: Stores) -> None:
+    materialize(stores, FEATURES)
+    run = materialize(stores, FEATURES, changed=[])
+    for name in ("market_data", "market_data_parquet"):
+        assert (metadata(run, name)["dagster/row_count"], metadata(run, name)["files_changed"]) == (0, 0)
+    assert metadata(run, "technical_features")["dagster/row_count"] == len(year_of_bars())
+    assert all(check.passed for check in run.get_asset_check_evaluations())
+
+
 def test_months_go_online_in_any_order_and_the_newest_row_stays(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
