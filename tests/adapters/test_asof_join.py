@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mt5_crs_pipeline.adapters import asof_join
 from mt5_crs_pipeline.adapters.asof_join import newest, newest_known
 
 INT = pl.Int64
@@ -100,10 +102,23 @@ TTLS = st.none() | st.integers(0, 8) | st.just(2 * 10**17)
 
 
 @settings(max_examples=400, deadline=None)
-@given(cases(), TTLS, st.booleans())
-def test_answers_are_those_of_a_plain_loop(case: Case, ttl: int | None, live: bool) -> None:
-    answers = newest_known(case.questions, case.rows, case.keys, ttl, live=live)
+@given(cases(), TTLS, st.booleans(), st.sampled_from([1, 2, 2**18]))
+def test_answers_are_those_of_a_plain_loop(case: Case, ttl: int | None, live: bool, at_once: int) -> None:
+    with patch.object(asof_join, "_ROWS_AT_ONCE", at_once):
+        answers = newest_known(case.questions, case.rows, case.keys, ttl, live=live)
     assert answers.to_list() == brute_newest_known(case, ttl, live=live)
+
+
+def test_a_key_and_a_time_that_fit_into_no_number_are_answered() -> None:
+    """Side by side, the second key's time 0 would have the number 2^63 - 1, and its time 1 one beyond."""
+    far = (2**63 - 1) // 7
+    asked = [(far, time) for time in (5, 0, 3, 1, 6, 2, 4)] + [(0, 6), (0, 0)]
+    questions = pl.DataFrame(asked, schema={"key0": INT, "time": INT}, orient="row")
+    rows = pl.DataFrame({"key0": [far] * 3 + [0], "event": [0, 2, 5, 1]})
+    case = Case(questions, rows, ["key0"])
+    assert newest_known(questions, rows, ["key0"], None, live=True).to_list() == brute_newest_known(
+        case, None, live=True
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from mt5_crs_pipeline.core.intervals import long_run_margin
 from mt5_crs_pipeline.core.rank_ic import RANK_IC_COLUMNS, rank_ic_by_year
 
 
@@ -119,6 +120,20 @@ def test_labels_that_overlap_and_symbols_that_move_together_make_intervals_wider
     held = np.mean([line["lower"] <= 0 <= line["upper"] for line in last])
     # The interval for independent rows holds zero in 60 % of such cases; a short sample keeps ours below 95 %.
     assert held >= 0.85
+
+
+def test_over_time_each_end_is_as_far_as_what_every_row_adds_has_it() -> None:
+    made = rows(1, times=120, skill=0.05)
+    lasting = made.loc[made.index.repeat(4)].reset_index(drop=True)
+    lasting["event_timestamp"] = pd.date_range("2021-06-01", periods=len(lasting), freq="h", tz="UTC")
+    found = rank_ic_by_year(lasting).set_index("group").loc["all"]
+    ranks = lasting[["probability", "forward_return"]].rank().to_numpy()
+    without = [np.corrcoef(np.delete(ranks, row, axis=0).T)[0, 1] for row in range(len(ranks))]
+    added = (len(ranks) - 1) * (found["rank_ic"] - np.array(without))
+    margin = long_run_margin(added - added.mean()) / len(ranks)
+    assert found["rank_ic"] > 0.3 and margin > 2 * 1.06 / math.sqrt(len(ranks))
+    assert found["upper"] - found["rank_ic"] == pytest.approx(margin, rel=0.03)
+    assert found["rank_ic"] - found["lower"] == pytest.approx(margin, rel=0.03)
 
 
 def test_a_handful_of_instants_is_no_proof_however_well_they_agree() -> None:

@@ -255,6 +255,7 @@ REFUSED_TIMES = [
     pytest.param(datetime(2024, 5, 1, 14), "is not an aware datetime", id="naive"),
     pytest.param(pd.Timestamp("2024-05-01 14:00"), "is not an aware datetime", id="naive timestamp"),
     pytest.param(datetime(2024, 5, 1, 14, tzinfo=WithoutOffset()), "is not an aware datetime", id="without offset"),
+    pytest.param(pd.Timestamp("2024-05-01 14:00:00.000000001Z"), "is finer than a microsecond", id="nanosecond"),
     pytest.param(pd.NaT, "NaT is not an aware datetime", id="NaT"),
     pytest.param(None, "None is not an aware datetime", id="None"),
     pytest.param("2024-05-01T14:00:00Z", "'2024-05-01T14:00:00Z' is not an aware datetime", id="text"),
