@@ -28,6 +28,8 @@ ui: $(VENV)/run.installed
 test: $(VENV)/dev.installed
 	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder $(COVERAGE)
 
+# Not what the environment may call so.
+COVERAGE :=
 coverage: COVERAGE := --cov --cov-report=term
 coverage: test
 

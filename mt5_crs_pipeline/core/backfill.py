@@ -17,7 +17,7 @@ class Request:
     first: str
     last: str
     key: str
-    changed: tuple[str, ...] = ()
+    changed: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ def test_ranges_hold_exactly_the_months_and_never_touch(months: list[str]) -> No
 # ---------------------------------------------------------------- when to ask again
 
 NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
-MAY, JUNE = Request("2024-05", "2024-05", "may"), Request("2024-06", "2024-06", "june")
+MAY = Request("2024-05", "2024-05", "may", ("2024-05",))
+JUNE = Request("2024-06", "2024-06", "june", ("2024-06",))
 
 
 def asked() -> Memory:
@@ -104,7 +105,7 @@ def test_a_run_that_was_never_made_is_asked_for_again_under_the_same_key() -> No
 
 def test_what_changed_meanwhile_is_asked_for_with_the_retry_and_moves_the_position_further() -> None:
     outcomes: dict[str, Outcome] = {"may": "failed", "june": "succeeded"}
-    more = Request("2024-06", "2024-07", "june and more")
+    more = Request("2024-06", "2024-07", "june and more", ("2024-06",))
     memory, wanted = ask(asked(), [MAY, more], 12, outcomes)
     assert [one.key for one in wanted] == ["may#2", "june and more"]
     assert (memory.done, memory.asked) == (5, 12)
