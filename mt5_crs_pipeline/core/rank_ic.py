@@ -25,8 +25,7 @@ def rank_ic_by_year(predictions: pd.DataFrame) -> pd.DataFrame:
     FEWEST_SYMBOLS, each of those gives a Spearman correlation across its symbols: their mean, `count` of them and the
     share above zero. Otherwise one Spearman correlation over the rows, `count` of them. Equal values share a mean rank;
     NaN where a correlation is not defined, and for the share above zero of rows. Empty without any forward_return.
-    Instants may depend on those before, and rows of one on each other; each end is the wider one of that interval and
-    of what unrelated ranks would have.
+    Instants may depend on those before, and rows of one on each other; no interval is narrower than of unrelated ranks.
     """
     if FORWARD_RETURN not in predictions:
         return pd.DataFrame(columns=list(RANK_IC_COLUMNS))
@@ -72,14 +71,33 @@ def _over_rows(rows: pd.DataFrame) -> tuple[Any, ...]:
     found = float(both / math.sqrt(one * other))
     if count == FEWEST_SYMBOLS or abs(found) > 1 - 1e-12:
         return count, found, -1.0, 1.0
-    # What each row adds to the correlation.
-    standard = _products(centred / np.sqrt((centred**2).mean()))
-    added = (standard["both"] - found * (standard["one"] + standard["other"]) / 2).groupby(rows[EVENT_TIMESTAMP]).sum()
-    margin = long_run_margin(added.to_numpy()) / count
-    # Fieller, Hartley, Pearson 1957, Tests for rank correlation coefficients: of rows that know nothing of each other.
-    centre, half_width = math.atanh(found), Z_95 * math.sqrt(1.06 / (count - 3))
-    lower, upper = math.tanh(centre - half_width), math.tanh(centre + half_width)
-    return count, found, *_within(min(found - margin, lower), max(found + margin, upper))
+    # Fieller, Hartley, Pearson 1957, Tests for rank correlation coefficients.
+    half_width = Z_95 * math.sqrt(1.06 / max(_independent_rows(centred, rows) - 3, 1))
+    return count, found, math.tanh(math.atanh(found) - half_width), math.tanh(math.atanh(found) + half_width)
+
+
+def _independent_rows(centred: pd.DataFrame, rows: pd.DataFrame) -> float:
+    """Return how many rows that know nothing of each other say as much; at most all of them.
+
+    Where one side is moved along in time by some instants, only chance correlates it with the other: the variance of
+    such correlations, over all moves, is Bartlett's, with all that times and symbols have in common (Bartlett 1935,
+    Some aspects of the time-correlation problem in regard to tests of significance). To it comes how much more often
+    than by chance both sides are far from their middle in one row. Each symbol's instants are taken as a circle.
+    """
+    standard = (centred / np.sqrt((centred**2).mean())).to_numpy()
+    instants, _ = pd.factorize(rows[EVENT_TIMESTAMP])
+    count = instants[-1] + 1
+    spectrum = np.zeros(count // 2 + 1, dtype=np.complex128)
+    pairs = 0
+    for places in rows.groupby("symbol", observed=True).indices.values():
+        both = np.zeros((count, 2))
+        both[instants[places]] = standard[places]
+        one, other = np.fft.rfft(both, axis=0).T
+        spectrum += one * other.conj()
+        pairs += len(places) ** 2
+    sums = np.fft.irfft(spectrum, count)
+    together = float((standard**2).prod(axis=1).mean())
+    return len(rows) / (max(1.0, float((sums**2).sum()) / pairs) * max(1.0, together))
 
 
 def _products(centred: pd.DataFrame) -> pd.DataFrame:
