@@ -1,7 +1,8 @@
 """Point-in-time joins side by side: stock Feast on PostgreSQL and DuckDB, the as-of store on both, the bare joins.
 
 Run `python benchmarks/point_in_time.py`; it takes about ten minutes, nearly all of it in the stock stores. With
-`--rows` above 100,000 the stock stores are left out: their time grows with the square of the bars per symbol.
+`--rows` above 100,000 the stock stores are left out, whose time grows with the square of the bars per symbol, and a
+tenth of the rows is timed beside all.
 """
 
 import argparse
@@ -144,12 +145,28 @@ def line(what: str, seconds: float, ours: float | None = None) -> None:
     print(f"{what:<52}{seconds * 1e3:12.0f} ms   {ratio}", flush=True)
 
 
+def parquet_source(table: pa.Table, file: Path) -> FileSource:
+    pq.write_table(table, file)
+    return FileSource(path=str(file), timestamp_field="event_timestamp", created_timestamp_column="known_at")
+
+
+def show_growth(rows: int, folder: Path, ours: Callable[[], pd.DataFrame]) -> None:
+    """In turns, so that a machine that is slower for a while is so for both."""
+    table = feature_table(rows // 10)
+    store = feature_store(folder / "tenth", {"type": ASOF}, parquet_source(table, folder / "tenth.parquet"))
+    tenth = through_feast(store, entity_frame(table))
+    tenth()
+    times = [(timed(tenth), timed(ours)) for _ in range(9)]
+    small, large = (statistics.median(taken) for taken in zip(*times, strict=True))
+    line(f"  {rows // 10:,} rows, in turns with all", small)
+    print(f"  ten times the rows take {large / small:.1f} times the time", flush=True)
+
+
 def compare(rows: int, folder: Path, url: str) -> None:
     table, file = feature_table(rows), folder / "bars.parquet"
-    pq.write_table(table, file)
+    files = parquet_source(table, file)
     entities = entity_frame(table)
     entities.to_parquet(folder / "entities.parquet")
-    files = FileSource(path=str(file), timestamp_field="event_timestamp", created_timestamp_column="known_at")
     tables = PostgreSQLSource(
         name="bars", table="bars", timestamp_field="event_timestamp", created_timestamp_column="known_at"
     )
@@ -171,6 +188,8 @@ def compare(rows: int, folder: Path, url: str) -> None:
     ordered = entities.sort_values(["symbol", "event_timestamp"], ignore_index=True)
     line("  entity rows symbol by symbol, as labels come", median_seconds(through_feast(store, ordered)), on_files)
     del ordered
+    if rows > STOCK_LIMIT:
+        show_growth(rows, folder, ours)
     line("bare polars join_asof on the same file", median_seconds(bare_polars(file, entities)), on_files)
     line("bare DuckDB ASOF JOIN on the same file", median_seconds(bare_duckdb(file, entities)), on_files)
     print(f"  memory: {memory_in_a_process_of_its_own(file, folder / 'entities.parquet')}")

@@ -47,13 +47,15 @@ def newest_known(
     ).drop_nulls(_ROW)
     if ttl is not None:
         found = found.filter(pl.col(_TIME) - pl.col(EVENT) <= ttl)
-    answered = np.zeros(len(questions), dtype=np.bool_)
-    answered[found["question"].to_numpy()] = True
     # In polars' own index type, which it gathers by at once.
     positions = np.zeros(len(questions), dtype=np.uint32)
     positions[found["question"].to_numpy()] = found[_ROW].to_numpy()
     answer = pl.Series(positions)
-    return answer if answered.all() else answer.set(pl.Series(~answered), None)
+    if len(found) == len(questions):
+        return answer
+    unanswered = np.ones(len(questions), dtype=np.bool_)
+    unanswered[found["question"].to_numpy()] = False
+    return answer.set(pl.Series(unanswered), None)
 
 
 def _sorted(asked: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
