@@ -10,7 +10,7 @@ from mt5_crs_pipeline.adapters.bar_store import stored_symbols
 from mt5_crs_pipeline.adapters.calendars import lake_attendance
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
-from mt5_crs_pipeline.adapters.feature_parity import parity_of_lake, parity_of_online_store
+from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, parity_of_lake, parity_of_online_store
 from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake, read_parquet
 from mt5_crs_pipeline.adapters.live_predictions import live_record
 from mt5_crs_pipeline.adapters.model_store import ModelStore
@@ -107,7 +107,7 @@ def _market_time(settings: Settings) -> str:
 
 
 def _stored_features(lake: Lake) -> str:
-    return _equal(parity_of_lake(lake, lake.months(TECHNICAL_FEATURES)))
+    return _equal(parity_of_lake(StoredMonths(lake, lake.months(TECHNICAL_FEATURES))))
 
 
 def _rebuild(settings: Settings) -> str:

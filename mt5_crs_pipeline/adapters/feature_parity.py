@@ -1,6 +1,7 @@
 """The parity proof on what is stored: in the lake's Parquet files and in Feast's online store."""
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import pandas as pd
@@ -20,11 +21,30 @@ OLDER_ROWS: Final = 200
 OTHERS_SERVED: Final = 50
 
 
-def parity_of_lake(lake: Lake, months: Sequence[str]) -> Parity:
-    """Compare the newest row of every symbol in `months`, older rows and old versions with fresh computations."""
-    rows = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
+class StoredMonths:
+    """What the lake holds of `months`, each stage read once, when it is first asked for."""
+
+    def __init__(self, lake: Lake, months: Sequence[str]) -> None:
+        self._lake, self.months = lake, months
+
+    @cached_property
+    def bars(self) -> pd.DataFrame:
+        """All revisions of the bars, with the history that features need."""
+        history = PIPELINE_FEATURES.lookback - 1
+        return self._lake.read_with_history(MARKET_DATA, self.months, history, CLOSED_BAR_SCHEMA)
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """All versions of the feature rows."""
+        rows: pd.DataFrame = self._lake.read(TECHNICAL_FEATURES, self.months, feature_schema()).to_pandas()
+        return rows
+
+
+def parity_of_lake(stored: StoredMonths) -> Parity:
+    """Compare the newest row of every symbol, older rows and old versions with fresh computations."""
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
-    return compare(sample(rows, OLDER_ROWS, seed=len(rows)), _revisions(lake, months), PIPELINE_FEATURES)
+    chosen = sample(stored.features, OLDER_ROWS, seed=len(stored.features))
+    return compare(chosen, adjusted(stored.bars), PIPELINE_FEATURES)
 
 
 def parity_of_online_store(
@@ -54,9 +74,8 @@ def parity_of_online_store(
     served = served.merge(latest, on=["symbol", EVENT_TIMESTAMP], how="left")
     served.loc[~(served[EVENT_TIMESTAMP] >= served["symbol"].map(newest)), "time"] = pd.NaT
     oldest = min(month_of(served["time"].dropna()), default=min(months))
-    return compare(
-        served, _revisions(lake, [month for month in lake.months(MARKET_DATA) if month >= oldest]), PIPELINE_FEATURES
-    )
+    since = StoredMonths(lake, [month for month in lake.months(MARKET_DATA) if month >= oldest])
+    return compare(served, adjusted(since.bars), PIPELINE_FEATURES)
 
 
 def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFrame) -> Parity:
@@ -66,8 +85,8 @@ def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFra
     value that needs a later bar, or a row that is joined with another bar's features, is different.
     """
     dated = rows.merge(in_force, on=["symbol", EVENT_TIMESTAMP], how="left")
-    revisions = _revisions(lake, lake.months(MARKET_DATA))
-    return compare(sample(dated, OLDER_ROWS, seed=len(dated)), revisions, PIPELINE_FEATURES)
+    bars = StoredMonths(lake, lake.months(MARKET_DATA)).bars
+    return compare(sample(dated, OLDER_ROWS, seed=len(dated)), adjusted(bars), PIPELINE_FEATURES)
 
 
 def certify(parity: Parity) -> dict[str, Any]:
@@ -78,7 +97,7 @@ def certify(parity: Parity) -> dict[str, Any]:
 def proof_for_training(lake: Lake) -> dict[str, Any]:
     """Return the certificate of all that is stored; raise InputError unless it holds."""
     months = lake.months(TECHNICAL_FEATURES)
-    parity = parity_of_lake(lake, months) if months else NOTHING_COMPARED
+    parity = parity_of_lake(StoredMonths(lake, months)) if months else NOTHING_COMPARED
     if not parity.rows:
         raise InputError(f"no features are stored below {lake.folder}: materialize technical_features first")
     if not parity.holds:
@@ -87,7 +106,3 @@ def proof_for_training(lake: Lake) -> dict[str, Any]:
             f" {parity.first_difference}: materialize technical_features again"
         )
     return certify(parity)
-
-
-def _revisions(lake: Lake, months: Sequence[str]) -> pd.DataFrame:
-    return adjusted(lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA))

@@ -42,12 +42,15 @@ def sample(rows: pd.DataFrame, older: int, seed: int) -> pd.DataFrame:
 
     The choice is the same for the same rows (symbol, time, recorded_at, ...) and seed.
     """
-    ordered = rows.sort_values(["symbol", "time", "recorded_at"], kind="stable", ignore_index=True)
-    newest = ~ordered["symbol"].duplicated(keep="last")
-    superseded = ordered.duplicated(["symbol", "time"], keep="last")
-    groups = [ordered[~newest & ~superseded], ordered[superseded]]
+    keys = rows[["symbol", "time", "recorded_at"]].reset_index(drop=True)
+    keys = keys.sort_values(["symbol", "time", "recorded_at"], kind="stable")
+    newest = ~keys["symbol"].duplicated(keep="last").to_numpy()
+    superseded = keys.duplicated(["symbol", "time"], keep="last").to_numpy()
+    places = pd.Series(np.arange(len(keys)))
+    groups = [places[~newest & ~superseded], places[superseded]]
     chosen = [group.sample(min(older, len(group)), random_state=seed) for group in groups]
-    return pd.concat([ordered[newest], *chosen]).sort_index()
+    # The features, of which there are many, are moved of the chosen rows alone.
+    return rows.take(keys.index.to_numpy()[pd.concat([places[newest], *chosen]).sort_values()])
 
 
 def compare(stored: pd.DataFrame, revisions: pd.DataFrame, config: FeatureConfig) -> Parity:

@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from mt5_crs_pipeline.adapters import pictures
-from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake, read_parquet
+from mt5_crs_pipeline.adapters.feature_parity import StoredMonths
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake, read_parquet
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, REVISION_KEY, latest_revisions, month_of, reject_reasons
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
     KNOWN_AT,
     PIPELINE_FEATURES,
     RECORDED_AT,
-    feature_schema,
     training_schema,
 )
 from mt5_crs_pipeline.core.features import get_feature_names
@@ -133,17 +133,15 @@ def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datet
     )
 
 
-def check_features(lake: Lake, months: Sequence[str]) -> dg.AssetCheckResult:
-    """Result of FEATURES_CHECK on the files of `months` and the bars they stand for."""
+def check_features(stored: StoredMonths) -> dg.AssetCheckResult:
+    """Result of FEATURES_CHECK on the features of the months and the bars they stand for."""
     key = ["symbol", EVENT_TIMESTAMP]
-    bars = latest_revisions(
-        lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
-    )
-    versions = lake.read(TECHNICAL_FEATURES, months, feature_schema()).to_pandas()
-    rows = versions.sort_values(RECORDED_AT, kind="stable").drop_duplicates(key, keep="last")
+    bars, versions = latest_revisions(stored.bars), stored.features
+    is_whole = versions[get_feature_names(PIPELINE_FEATURES)].notna().all(axis=1) & versions[IS_COMPLETE]
+    rows = versions[[*key, RECORDED_AT]].assign(is_whole=is_whole).sort_values(RECORDED_AT, kind="stable")
+    rows = rows.drop_duplicates(key, keep="last")
     history = bars.groupby("symbol").cumcount() + 1
-    bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(months)]
-    rows["is_whole"] = rows[get_feature_names(PIPELINE_FEATURES)].notna().all(axis=1) & rows[IS_COMPLETE]
+    bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(stored.months)]
     joined = bars[[*key, "has_history"]].merge(rows[[*key, "is_whole"]], on=key, how="outer", indicator=True)
     both = joined[joined["_merge"] == "both"]
     return _result(

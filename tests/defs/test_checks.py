@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mt5_crs_pipeline.adapters.feature_parity import StoredMonths
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake, parquet_bytes
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, close_time
 from mt5_crs_pipeline.core.errors import DamagedFileError
@@ -94,7 +95,7 @@ def counts(result: object) -> dict[str, int]:
 
 
 def test_what_the_assets_write_passes(lake: Lake) -> None:
-    bars, features = check_bars(lake, MONTHS, "D1"), check_features(lake, MONTHS)
+    bars, features = check_bars(lake, MONTHS, "D1"), check_features(StoredMonths(lake, MONTHS))
     training = check_training_rows(lake, LabelConfig())
     assert bars.passed and features.passed and training.passed
     assert counts(bars) == counts(features) == counts(training) == {}
@@ -104,9 +105,9 @@ def test_what_the_assets_write_passes(lake: Lake) -> None:
 
 def test_a_check_of_one_month_needs_that_month_and_its_history_only(lake: Lake) -> None:
     assert check_bars(lake, [MONTH], "D1").passed
-    assert check_features(lake, [MONTH]).passed
+    assert check_features(StoredMonths(lake, [MONTH])).passed
     assert check_bars(lake, ["2001-01"], "D1").passed
-    assert check_features(lake, ["2001-01"]).passed
+    assert check_features(StoredMonths(lake, ["2001-01"])).passed
 
 
 @pytest.mark.parametrize(
@@ -145,19 +146,19 @@ def test_a_bar_of_the_future_fails(lake: Lake) -> None:
 )
 def test_a_fault_in_the_features_fails(lake: Lake, change: Change, fault: str) -> None:
     tamper(lake, TECHNICAL_FEATURES, feature_schema(), change)
-    result = check_features(lake, MONTHS)
+    result = check_features(StoredMonths(lake, MONTHS))
     assert not result.passed
     assert counts(result)[fault] >= 1
 
 
 def test_a_feature_that_is_missing_though_its_row_claims_to_be_complete_fails(lake: Lake) -> None:
     tamper(lake, TECHNICAL_FEATURES, feature_schema(), setting(FEATURE, np.nan))
-    assert not check_features(lake, MONTHS).passed
+    assert not check_features(StoredMonths(lake, MONTHS)).passed
 
 
 def test_features_of_a_month_without_bars_fail(lake: Lake) -> None:
     lake.file(MARKET_DATA, "2012-12").unlink()
-    assert counts(check_features(lake, MONTHS))["features without a bar"] > 0
+    assert counts(check_features(StoredMonths(lake, MONTHS)))["features without a bar"] > 0
 
 
 @pytest.mark.parametrize(

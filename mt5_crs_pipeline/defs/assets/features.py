@@ -6,10 +6,10 @@ import dagster as dg
 import pandas as pd
 
 from mt5_crs_pipeline.adapters.bar_store import months_with_bars
-from mt5_crs_pipeline.adapters.feature_parity import certify, parity_of_lake, parity_of_online_store
-from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA, TECHNICAL_FEATURES
+from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, certify, parity_of_lake, parity_of_online_store
+from mt5_crs_pipeline.adapters.lake import EXTRACT, TECHNICAL_FEATURES
 from mt5_crs_pipeline.adapters.online_store import newest_in_lake
-from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, month_of
+from mt5_crs_pipeline.core.bars import month_of
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
@@ -47,12 +47,12 @@ def feast_registry(stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
 def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
     """Features of every bar of the months, one version for every state of the bars they were computed from."""
     months = context.partition_keys
-    revisions = stores.lake.read_with_history(MARKET_DATA, months, PIPELINE_FEATURES.lookback - 1, CLOSED_BAR_SCHEMA)
-    _refuse_a_hole(stores, revisions, months)
-    rows = feature_rows(revisions, stores.timeframe)
+    stored = StoredMonths(stores.lake, months)
+    _refuse_a_hole(stores, stored.bars, months)
+    rows = feature_rows(stored.bars, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema(), months)
-    parity = parity_of_lake(stores.lake, months)
+    parity = parity_of_lake(stored)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(rows),
@@ -64,7 +64,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
         ),
         check_results=[
-            check_features(stores.lake, months),
+            check_features(stored),
             check_parity(PARITY_CHECK, parity, certify(parity)),
         ],
     )
