@@ -17,7 +17,7 @@ from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, 
 
 # Besides the newest row of every symbol; as many again of versions that were superseded.
 OLDER_ROWS: Final = 200
-# Of the symbols whose online row is newer than what was to be written.
+# Of the symbols whose online row was left alone.
 OTHERS_SERVED: Final = 50
 
 
@@ -52,7 +52,7 @@ def parity_of_online_store(
 ) -> Parity:
     """Compare what the online store serves for every symbol in `months` with fresh computations of the bar it is of.
 
-    Of those that were `left_alone`, since they were compared when they were written, a sample is.
+    Of those that were `left_alone` a sample is: the same or a newer row was compared when it was written.
     A row that is older than the symbol's newest one in `months`, or of no bar of the lake, counts as different.
     """
     if not months:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,7 +37,10 @@ _FILL_PERCENT: Final = 45
 
 @dataclass(frozen=True)
 class OnlineWrite:
-    """What came of a write: event timestamps (UTC) by symbol, of what was written and of what a newer row held off."""
+    """What came of a write: event timestamps (UTC) by symbol.
+
+    Of what was written, and of what was left alone because the same row, or one of a later event, was there.
+    """
 
     written: dict[str, datetime]
     left_alone: dict[str, datetime]
@@ -93,7 +97,7 @@ class OnlineStore:
                 cursor.execute(SQL("alter table {} set (" + setting + ")").format(self._table()))
 
     def write(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
-        """Write the newest row per symbol of `candidates`, except where the store holds one of a later event time.
+        """Write the newest row per symbol of `candidates`, except where the store has the same or a later event time's.
 
         `candidates` returns rows with symbol, event_timestamp, known_at (and recorded_at), all UTC, and the features;
         NaN and null are stored as missing. It is called under the lock that all writers of this view share, so that
@@ -103,11 +107,11 @@ class OnlineStore:
             cursor.execute("select pg_advisory_xact_lock(%s, hashtext(%s))", (_WRITER_LOCK, self._table_name()))
             newest = newest_rows(candidates())
             write = self._write_redis if self._in_redis else self._write_postgres
-            held_off = write(cursor, newest) if newest.num_rows else set()
+            left_alone = write(cursor, newest) if newest.num_rows else set()
         times = dict(zip(newest["symbol"].to_pylist(), _datetimes(newest[EVENT_TIMESTAMP]), strict=True))
         return OnlineWrite(
-            written={symbol: time for symbol, time in times.items() if symbol not in held_off},
-            left_alone={symbol: time for symbol, time in times.items() if symbol in held_off},
+            written={symbol: time for symbol, time in times.items() if symbol not in left_alone},
+            left_alone={symbol: time for symbol, time in times.items() if symbol in left_alone},
         )
 
     def read(self, symbols: Collection[str]) -> list[StoredRow]:
@@ -126,29 +130,30 @@ class OnlineStore:
         return StoredRow(symbol, time.astimezone(UTC), {name: doubles.get(name, math.nan) for name in self._names})
 
     def _write_redis(self, cursor: Cursor, rows: pa.Table) -> set[str]:
-        """Write `rows` by Feast's own writer without its comparison; return whom a newer row held off."""
+        """Write `rows` by Feast's own writer without its comparison; return the symbols that were left alone."""
         from feast.protos.feast.types.Value_pb2 import Value
 
-        stored = {row.symbol: row.event_timestamp for row in self.read(rows["symbol"].to_pylist())}
+        stored = {row.symbol: row for row in self.read(rows["symbol"].to_pylist())}
         # A session that the server ended holds no lock any more: this fails then, before anything is written.
         cursor.execute("select 1")
         config = self._store.config.model_copy()
         config._online_store = config.online_store.model_copy(update={"skip_dedup": True})
         stamps = rows["symbol"].to_pylist(), _datetimes(rows[EVENT_TIMESTAMP]), _datetimes(rows[KNOWN_AT])
-        columns = [rows[name].to_pylist() for name in self._names]
-        data, held_off = [], set()
-        for symbol, time, known_at, *values in zip(*stamps, *columns, strict=True):
+        data, left_alone = [], set()
+        for symbol, time, known_at, *values in zip(*stamps, *self._values(rows).T.tolist(), strict=True):
             there = stored[symbol]
-            if there is not None and there > time:
-                held_off.add(symbol)
+            # Only what is written as text differs where the bits do.
+            same = there.event_timestamp == time and repr(values) == repr([there.values[name] for name in self._names])
+            if same or (there.event_timestamp is not None and there.event_timestamp > time):
+                left_alone.add(symbol)
                 continue
-            messages = [Value() if value is None or math.isnan(value) else Value(double_val=value) for value in values]
+            messages = [Value() if math.isnan(value) else Value(double_val=value) for value in values]
             data.append((_entity_key(symbol), dict(zip(self._names, messages, strict=True)), time, known_at))
         self._store._get_provider().online_write_batch(config, self._view, data, None)
-        return held_off
+        return left_alone
 
     def _write_postgres(self, cursor: Cursor, rows: pa.Table) -> set[str]:
-        """Write `rows` in the transaction of `cursor`; return whom a newer row held off.
+        """Write `rows` in the transaction of `cursor`; return the symbols that were left alone.
 
         One line per symbol that is written goes to the server, which unfolds it in place. Feast's writer sends a
         statement for each value, and rewrites both indexes for each: several times the work.
@@ -156,23 +161,30 @@ class OnlineStore:
         from feast.infra.key_encoding_utils import serialize_entity_key
 
         version = self._store.config.entity_key_serialization_version
-        keys = [serialize_entity_key(_entity_key(symbol), version) for symbol in rows["symbol"].to_pylist()]
+        symbols = rows["symbol"].to_pylist()
+        keys = [serialize_entity_key(_entity_key(symbol), version) for symbol in symbols]
         cursor.execute(self._statement(_HOLD_OFF), (keys, _datetimes(rows[EVENT_TIMESTAMP])))
         newer = {row for (row,) in cursor.fetchall()}
-        held_off = {rows["symbol"][row].as_py() for row in newer}
         kept = [row for row in range(rows.num_rows) if row not in newer]
         if not kept:
-            return held_off
-        rows, keys = rows.take(kept), [keys[row] for row in kept]
+            return {*symbols}
         cursor.execute(
             "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
             " value bytea, value_text text[]) on commit drop"
         )
-        cursor.copy_expert("copy candidate from stdin", self._lines(rows, keys))
+        cursor.copy_expert("copy candidate from stdin", self._lines(rows.take(kept), [keys[row] for row in kept]))
         cursor.execute(self._statement(_UPDATE), (self._names,))
-        if cursor.rowcount < rows.num_rows * len(self._names):
-            cursor.execute(self._statement(_INSERT), (self._names,))
-        return held_off
+        if cursor.rowcount == len(kept) * len(self._names):
+            return {symbols[row] for row in newer}
+        # The others are not there, or the same.
+        cursor.execute(self._statement(_INSERT), (self._names,))
+        cursor.execute(self._statement(_WRITTEN))
+        written = {bytes(key) for (key,) in cursor.fetchall()}
+        return {symbol for symbol, key in zip(symbols, keys, strict=True) if key not in written}
+
+    def _values(self, rows: pa.Table) -> npt.NDArray[np.float64]:
+        """Return the features, a row per row; what is missing is NaN."""
+        return np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
 
     def _lines(self, rows: pa.Table, keys: Sequence[bytes]) -> io.StringIO:
         """Return a line per row for COPY: entity key, event and created time, values as Feast has them.
@@ -182,7 +194,7 @@ class OnlineStore:
         from feast.protos.feast.types.Value_pb2 import Value
 
         prefix = Value(double_val=1.0).SerializeToString()[:-8]
-        values = np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
+        values = self._values(rows)
         encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
         encoded["prefix"], encoded["double"] = prefix, values
         times, known = (rows[name].cast(_UTC_WITHOUT_ZONE).cast("string") for name in (EVENT_TIMESTAMP, KNOWN_AT))
@@ -221,6 +233,7 @@ _UPDATE: Final = (
     " event_ts = c.event_ts, created_ts = c.created_ts"
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " where stored.entity_key = c.entity_key and stored.feature_name = name"
+    " and (stored.event_ts, stored.created_ts, stored.value) is distinct from (c.event_ts, c.created_ts, {value})"
 )
 _INSERT: Final = (
     "insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
@@ -228,6 +241,7 @@ _INSERT: Final = (
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " on conflict (entity_key, feature_name) do nothing"
 )
+_WRITTEN: Final = "select distinct entity_key from {table} where xmin = pg_current_xact_id()::xid"
 
 
 def _datetimes(column: pa.ChunkedArray) -> list[datetime]:

@@ -222,6 +222,29 @@ def test_only_symbols_with_rows_in_the_window_are_touched(feast: FeastStore, lak
     assert (told.written, told.left_alone) == ({}, {})
 
 
+def test_a_row_that_is_there_is_not_written_again_and_one_that_differs_in_a_bit_is(
+    kind: str, feast: FeastStore, lake: Lake, database_url: str
+) -> None:
+    def write(**changed: float) -> Any:
+        rows = table(row("A", JANUARY, 1, **{NAMES[1]: np.nan} | changed), row("B", JANUARY, 2))
+        return feast.write_online(lambda: rows)
+
+    assert write(**{NAMES[0]: 0.0}).written == {"A": JANUARY, "B": JANUARY}
+    told = write(**{NAMES[0]: 0.0})
+    assert (told.written, told.left_alone) == ({}, {"A": JANUARY, "B": JANUARY})
+    told = write(**{NAMES[0]: -0.0})
+    assert (told.written, told.left_alone) == ({"A": JANUARY}, {"B": JANUARY})
+    assert stored(feast, "A")[1][0] == bits([-0.0])[0]
+    if kind == "postgres":
+        online = "feast.mt5_crs_d1_technical_features"
+        ((transactions,),) = query(database_url, f"select count(distinct xmin::text) from {online}")
+        assert transactions == 2
+        # What was damaged in the store is repaired by the same row.
+        query(database_url, f"update {online} set value = '' where feature_name = %s", (NAMES[5],))
+        assert write(**{NAMES[0]: -0.0}).written == {"A": JANUARY, "B": JANUARY}
+        assert stored(feast, "B") == (JANUARY, bits(values(2).values()))
+
+
 def test_a_changed_feature_set_does_not_let_an_older_row_in(
     kind: str, feast: FeastStore, lake: Lake, database_url: str, request: pytest.FixtureRequest
 ) -> None:

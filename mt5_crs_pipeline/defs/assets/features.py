@@ -111,7 +111,7 @@ def _refuse_a_hole(stores: Stores, revisions: pd.DataFrame, months: Sequence[str
 )
 @step
 def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Newest feature row of every symbol that has bars in these months, online unless a newer one is there already."""
+    """Newest feature row of every symbol that has bars in these months, online unless it or a newer one is there."""
     months = context.partition_keys
     with stores.feast() as feast:
         # Read inside the writer's lock, so that no row read before a correction replaces it.
