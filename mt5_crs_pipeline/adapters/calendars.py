@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
@@ -86,8 +87,13 @@ def _times(bars: pa.Table) -> dict[str, pd.Series]:
     frame = bars.select(["symbol", "time"]).to_pandas(categories=["symbol"])
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
     frame = frame.sort_values("symbol", kind="stable", ignore_index=True)
+    codes, times = frame["symbol"].cat.codes.to_numpy(), frame["time"]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    names = frame["symbol"].cat.categories[codes[starts]]
+    ends = np.append(starts[1:], len(frame))
     return {
-        str(symbol): times.reset_index(drop=True) for symbol, times in frame.groupby("symbol", observed=True)["time"]
+        str(name): times.iloc[start:end].reset_index(drop=True)
+        for name, start, end in zip(names, starts, ends, strict=True)
     }
 
 

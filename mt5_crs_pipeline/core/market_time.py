@@ -27,6 +27,8 @@ ENDED_AFTER_SESSIONS: Final = 10
 # What most symbols lack together is the broker's holiday, unless it lasts longer than holidays do.
 LONGEST_HOLIDAY: Final = timedelta(days=4)
 
+Microseconds = np.ndarray[Any, np.dtype[np.int64]]
+
 _MINUTE_US: Final = 60_000_000
 _DAY_US: Final = 1440 * _MINUTE_US
 # 1 January 1970 was a Thursday; a week begins on Monday, with 0.
@@ -187,8 +189,8 @@ def are_there(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> np.nd
     return _cover(_us(times), _middles(expected), timeframe)
 
 
-def _middles(expected: pd.DataFrame) -> np.ndarray[Any, np.dtype[np.int64]]:
-    middles: np.ndarray[Any, np.dtype[np.int64]] = (_us(expected["open"]) + _us(expected["close"])) // 2
+def _middles(expected: pd.DataFrame) -> Microseconds:
+    middles: Microseconds = (_us(expected["open"]) + _us(expected["close"])) // 2
     return middles
 
 
@@ -208,6 +210,13 @@ def closing_times(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> p
     """
     opens, market, opened = _us(expected["open"]), _us(expected["close"]), _us(times)
     there = np.flatnonzero(are_there(expected, times, timeframe))
+    return pd.DataFrame({"market": expected["close"], "bar": _utc(_bar_ends(opens, market, opened, there, timeframe))})
+
+
+def _bar_ends(
+    opens: Microseconds, market: Microseconds, opened: Microseconds, there: np.ndarray[Any, Any], timeframe: str
+) -> Microseconds:
+    """Return when each expected bar (`opens`, closed by `market`) ends as stamped; those `there` are in `opened`."""
     ends = market
     if timeframe != "D1":
         ends = opens + TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
@@ -217,7 +226,7 @@ def closing_times(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> p
         stamps = opens + (stamp - opens[newest])
         # Whether stamps move with the clocks in summer cannot be known: the earlier is taken.
         ends = stamps + np.minimum((stamp - stamps + _DAY_US // 2) % _DAY_US - _DAY_US // 2, 0) + _DAY_US
-    return pd.DataFrame({"market": expected["close"], "bar": _utc(np.maximum(ends, market))})
+    return np.maximum(ends, market)
 
 
 def attendance(
@@ -253,6 +262,8 @@ def _of_calendar(
     missing: dict[str, np.ndarray[Any, Any]] = {}
     ends: dict[str, Attendance] = {}
     slots, sessions, middles = expected["slot"].to_numpy(), expected["session"].to_numpy(), _middles(expected)
+    opens, market = _us(expected["open"]), _us(expected["close"])
+    closed_by = pd.Timestamp(now - ALLOWANCE).value // 1_000
     for symbol, opened in times.items():
         ends[symbol] = Attendance(symbol, calendars[symbol], "current", opened.iloc[-1])
         there = _cover(_us(opened), middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
@@ -268,7 +279,10 @@ def _of_calendar(
         if len(np.unique(sessions[awaited])) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
         else:
-            ends[symbol] = _end(ends[symbol], expected, awaited, opened, timeframe, now)
+            due = _bar_ends(opens, market, _us(opened), positions, timeframe)[awaited] <= closed_by
+            if due.any():
+                outage = _gap(expected, awaited[: int(np.flatnonzero(due)[-1]) + 1])
+                ends[symbol] = replace(ends[symbol], state="outage", outage=outage)
     holiday = _holidays(expected, 2 * (lacking - 1) > alive - 1)
     return [
         replace(
@@ -293,21 +307,6 @@ def _in_daily_break(slots: np.ndarray[Any, Any], there: np.ndarray[Any, Any], fi
     return (came < _BREAK_BELOW * owed)[slots]
 
 
-def _end(
-    so_far: Attendance,
-    expected: pd.DataFrame,
-    awaited: np.ndarray[Any, Any],
-    opened: pd.Series,
-    timeframe: str,
-    now: datetime,
-) -> Attendance:
-    """Return what it means that the expected bars number `awaited`, after the symbol's last, have not come."""
-    due = closing_times(expected, opened, timeframe)["bar"].iloc[awaited] + ALLOWANCE <= now
-    if not due.any():
-        return so_far
-    return replace(so_far, state="outage", outage=_gap(expected, awaited[: int(due.to_numpy().nonzero()[0][-1]) + 1]))
-
-
 def _holidays(expected: pd.DataFrame, shared: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Return `shared` without the stretches that last longer than a holiday."""
     holiday = shared.copy()
@@ -330,11 +329,11 @@ def _runs(positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []
 
 
-def _us(times: pd.Series) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _us(times: pd.Series) -> Microseconds:
     # Neither by the accessor .dt nor by an index, which take many times as long for a thousand symbols' few bars.
-    ticks: np.ndarray[Any, np.dtype[np.int64]] = times.array.as_unit("us").asi8
+    ticks: Microseconds = times.array.as_unit("us").asi8
     return ticks
 
 
-def _utc(microseconds: np.ndarray[Any, np.dtype[np.int64]]) -> pd.Series:
+def _utc(microseconds: Microseconds) -> pd.Series:
     return pd.Series(microseconds.astype("datetime64[us]")).dt.tz_localize("UTC")
