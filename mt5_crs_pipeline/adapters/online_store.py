@@ -176,8 +176,10 @@ class OnlineStore:
         cursor.execute(self._statement(_UPDATE), (self._names,))
         if cursor.rowcount == len(kept) * len(self._names):
             return {symbols[row] for row in newer}
-        # The others are not there, or the same.
-        cursor.execute(self._statement(_INSERT), (self._names,))
+        # The others are the same, or not there.
+        cursor.execute(self._statement(_COUNT), (self._names,))
+        if cursor.fetchone() != (len(kept) * len(self._names),):
+            cursor.execute(self._statement(_INSERT), (self._names,))
         cursor.execute(self._statement(_WRITTEN))
         written = {bytes(key) for (key,) in cursor.fetchall()}
         return {symbol for symbol, key in zip(symbols, keys, strict=True) if key not in written}
@@ -234,6 +236,9 @@ _UPDATE: Final = (
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " where stored.entity_key = c.entity_key and stored.feature_name = name"
     " and (stored.event_ts, stored.created_ts, stored.value) is distinct from (c.event_ts, c.created_ts, {value})"
+)
+_COUNT: Final = (
+    "select count(*) from {table} where entity_key in (select entity_key from candidate) and feature_name = any (%s)"
 )
 _INSERT: Final = (
     "insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
