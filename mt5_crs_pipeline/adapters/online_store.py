@@ -97,7 +97,7 @@ class OnlineStore:
                 cursor.execute(SQL("alter table {} set (" + setting + ")").format(self._table()))
 
     def write(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
-        """Write the newest row per symbol of `candidates`, except where the store has the same or a later event time's.
+        """Write the newest row per symbol of `candidates`, except where the store has it, or one of a later event.
 
         `candidates` returns rows with symbol, event_timestamp, known_at (and recorded_at), all UTC, and the features;
         NaN and null are stored as missing. It is called under the lock that all writers of this view share, so that
