@@ -26,7 +26,7 @@ ui: $(VENV)/run.installed
 	@$(RUN) $(BIN)/mt5-crs ui
 
 test: $(VENV)/dev.installed
-	$(RUN) $(BIN)/python -m pytest --numprocesses auto --no-loadscope-reorder $(COVERAGE)
+	$(RUN) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-loadscope-reorder $(COVERAGE)
 
 # Not what the environment may call so.
 COVERAGE :=

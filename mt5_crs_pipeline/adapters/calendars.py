@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -90,10 +91,10 @@ def _times(bars: pa.Table) -> dict[str, pd.Series]:
     codes, times = frame["symbol"].cat.codes.to_numpy(), frame["time"]
     starts = np.flatnonzero(np.diff(codes, prepend=-1))
     names = frame["symbol"].cat.categories[codes[starts]]
-    ends = np.append(starts[1:], len(frame))
+    bounds = pairwise([*starts, len(frame)])
     return {
         str(name): times.iloc[start:end].reset_index(drop=True)
-        for name, start, end in zip(names, starts, ends, strict=True)
+        for name, (start, end) in zip(names, bounds, strict=True)
     }
 
 
