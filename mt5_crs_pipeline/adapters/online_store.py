@@ -142,7 +142,7 @@ class OnlineStore:
         data, left_alone = [], set()
         for symbol, time, known_at, *values in zip(*stamps, *self._values(rows).T.tolist(), strict=True):
             there = stored[symbol]
-            # Only what is written as text differs where the bits do.
+            # As text -0.0 is not 0.0, and NaN is NaN.
             same = there.event_timestamp == time and repr(values) == repr([there.values[name] for name in self._names])
             if same or (there.event_timestamp is not None and there.event_timestamp > time):
                 left_alone.add(symbol)
