@@ -52,6 +52,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     rows = feature_rows(stored.bars, stores.timeframe)
     rows = rows[month_of(rows["time"]).isin(months)]
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema(), months)
+    # From here on the features are read, as they lie on the disk now.
     parity = parity_of_lake(stored)
     return dg.MaterializeResult(
         metadata=row_metadata(
