@@ -25,7 +25,8 @@ def rank_ic_by_year(predictions: pd.DataFrame) -> pd.DataFrame:
     FEWEST_SYMBOLS, each of those gives a Spearman correlation across its symbols: their mean, `count` of them and the
     share above zero. Otherwise one Spearman correlation over the rows, `count` of them. Equal values share a mean rank;
     NaN where a correlation is not defined, and for the share above zero of rows. Empty without any forward_return.
-    Instants may depend on those before, and rows of one on each other; no interval is narrower than of unrelated ranks.
+    Instants may depend on those before, and rows of one on each other. Across symbols no interval is narrower than of
+    unrelated ranks; over time none is narrower than that of twice as many independent rows.
     """
     if FORWARD_RETURN not in predictions:
         return pd.DataFrame(columns=list(RANK_IC_COLUMNS))
@@ -77,7 +78,7 @@ def _over_rows(rows: pd.DataFrame) -> tuple[Any, ...]:
 
 
 def _independent_rows(centred: pd.DataFrame, rows: pd.DataFrame) -> float:
-    """Return how many rows that know nothing of each other say as much; at most all of them.
+    """Return how many rows that know nothing of each other say as much; at most twice as many as there are.
 
     Where one side is moved along in time by some instants, only chance correlates it with the other: the variance of
     such correlations, over all moves, is Bartlett's, with all that times and symbols have in common (Bartlett 1935,
@@ -97,7 +98,8 @@ def _independent_rows(centred: pd.DataFrame, rows: pd.DataFrame) -> float:
         pairs += len(places) ** 2
     sums = np.fft.irfft(spectrum, count)
     together = float((standard**2).prod(axis=1).mean())
-    return len(rows) / (max(1.0, float((sums**2).sum()) / pairs) * max(1.0, together))
+    # A floor of 1 would lift the half of the estimates that fall below it by chance: intervals would be too wide.
+    return len(rows) / max(0.5, float((sums**2).sum()) / pairs * together)
 
 
 def _products(centred: pd.DataFrame) -> pd.DataFrame:
