@@ -86,16 +86,12 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 def _times(bars: pa.Table) -> dict[str, pd.Series]:
     """Return when the bars of every symbol open, sorted; a bar with several versions comes as often."""
     frame = bars.select(["symbol", "time"]).to_pandas(categories=["symbol"])
+    codes, names = frame["symbol"].cat.codes.to_numpy(), frame["symbol"].cat.categories
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
-    frame = frame.sort_values("symbol", kind="stable", ignore_index=True)
-    codes, times = frame["symbol"].cat.codes.to_numpy(), frame["time"]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))
-    names = frame["symbol"].cat.categories[codes[starts]]
-    bounds = pairwise([*starts, len(frame)])
-    return {
-        str(name): times.iloc[start:end].reset_index(drop=True)
-        for name, (start, end) in zip(names, bounds, strict=True)
-    }
+    order = np.argsort(codes, kind="stable")
+    times = frame["time"].array.take(order)
+    bounds = pairwise(np.searchsorted(codes[order], np.arange(len(names) + 1)))
+    return {str(name): pd.Series(times[start:end]) for name, (start, end) in zip(names, bounds, strict=True)}
 
 
 def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:

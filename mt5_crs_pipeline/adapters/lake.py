@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mt5_crs_pipeline.adapters.files import commit_bytes, remove
 from mt5_crs_pipeline.core.errors import DamagedFileError
+from mt5_crs_pipeline.core.features.engine import core_count
 
 EXTRACT = "extract"
 MARKET_DATA = "market_data"
@@ -62,7 +64,10 @@ class Lake:
         """
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
-        return pa.concat_tables([wanted.empty_table(), *(_read_as(path, wanted) for path in paths)])
+        # A core each: the columns of one month are too small to share.
+        with ThreadPoolExecutor(core_count()) as pool:
+            tables = pool.map(lambda path: _read_as(path, wanted, use_threads=len(paths) == 1), paths)
+            return pa.concat_tables([wanted.empty_table(), *tables])
 
     def read_with_history(self, stage: str, months: Sequence[str], bars_before: int, schema: pa.Schema) -> pd.DataFrame:
         """Return the rows of `months` and, of earlier months, whole files until every symbol has `bars_before` bars.
@@ -95,14 +100,14 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(path: Path, columns: Sequence[str] | None = None, *, use_threads: bool = True) -> pa.Table:
     """Return `columns` (default: all) of a file this package wrote, its page checksums and row counts verified."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             absent = set(columns or ()) - set(file.schema_arrow.names)
             if absent:
                 raise _damaged(path, f"it has no column {', '.join(sorted(absent))}")
-            table = file.read(None if columns is None else list(columns))
+            table = file.read(None if columns is None else list(columns), use_threads=use_threads)
             # The footer has no checksum of its own; a damaged count in it would drop rows without a word.
             if table.num_rows != file.metadata.num_rows:
                 raise _damaged(path, f"{table.num_rows} rows instead of {file.metadata.num_rows}")
@@ -113,8 +118,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise _damaged(path, str(error)) from error
 
 
-def _read_as(path: Path, schema: pa.Schema) -> pa.Table:
-    table = read_parquet(path, schema.names)
+def _read_as(path: Path, schema: pa.Schema, *, use_threads: bool) -> pa.Table:
+    table = read_parquet(path, schema.names, use_threads=use_threads)
     if table.schema.equals(schema):
         return table
     if table.schema.types != schema.types:

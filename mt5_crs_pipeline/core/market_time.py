@@ -34,7 +34,7 @@ _DAY_US: Final = 1440 * _MINUTE_US
 # 1 January 1970 was a Thursday; a week begins on Monday, with 0.
 _EPOCH_DAY: Final = 3
 _SATURDAY: Final = 5
-_FX_HOLIDAYS: Final = ("12-25", "01-01")
+_FX_HOLIDAYS: Final = ((12, 25), (1, 1))
 _FX_HOUR: Final = pd.Timedelta(hours=17)
 _FX_ZONE: Final = "America/New_York"
 # A time of day at which a symbol has a bar on fewer sessions than this is a daily break of its own.
@@ -127,7 +127,7 @@ def guess_calendar(symbol: str, times: pd.Series) -> Calendar:
         days = np.bincount((opened // _DAY_US + _EPOCH_DAY) % 7, minlength=7) / len(opened)
         if days[_SATURDAY:].min() >= _OPEN_FROM:
             return Calendar(ALWAYS_OPEN)
-        if len(np.unique(opened % _DAY_US // (60 * _MINUTE_US))) >= _AROUND_THE_CLOCK_HOURS:
+        if np.count_nonzero(np.bincount(opened % _DAY_US // (60 * _MINUTE_US))) >= _AROUND_THE_CLOCK_HOURS:
             return Calendar(FX)
     return Calendar(STOCKS if _STOCK.fullmatch(symbol.upper()) else FX)
 
@@ -143,7 +143,8 @@ def own_sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
     if name == ALWAYS_OPEN:
         opens, closes = days.tz_localize("UTC"), (days + pd.Timedelta(days=1)).tz_localize("UTC")
     else:
-        days = days[(days.dayofweek < 5) & ~days.strftime("%m-%d").isin(_FX_HOLIDAYS)]
+        holiday = np.logical_or.reduce([(days.month == month) & (days.day == day) for month, day in _FX_HOLIDAYS])
+        days = days[(days.dayofweek < 5) & ~holiday]
         opens = (days - pd.Timedelta(days=1) + _FX_HOUR).tz_localize(_FX_ZONE).tz_convert("UTC")
         closes = (days + _FX_HOUR).tz_localize(_FX_ZONE).tz_convert("UTC")
     sessions = pd.DataFrame({"open": opens.as_unit("us"), "close": closes.as_unit("us")})
@@ -276,7 +277,7 @@ def _of_calendar(
         alive[first : last + 1] += 1
         lacking[missing[symbol]] += 1
         awaited = last + 1 + np.flatnonzero(~there[last + 1 :])
-        if len(np.unique(sessions[awaited])) > ENDED_AFTER_SESSIONS:
+        if np.count_nonzero(np.diff(sessions[awaited], prepend=-1)) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
         else:
             due = _bar_ends(opens, market, _us(opened), positions, timeframe)[awaited] <= closed_by
