@@ -313,7 +313,12 @@ def _append(connection: Connection, bars: pd.DataFrame) -> tuple[int, int]:
                 " (incoming.symbol, incoming.timeframe, incoming.time))"
             )
         )
-        return cursor.rowcount, revised
+        inserted = cursor.rowcount
+        # Until the server looks by itself, it would plan for a table as small as it was.
+        cursor.execute("select reltuples < %s from pg_class where oid = 'market_data'::regclass", (inserted,))
+        if cursor.fetchone() == (True,):
+            cursor.execute("analyze (skip_locked) market_data")
+        return inserted, revised
 
 
 def _bars_query(relation: str, start: datetime | None, end: datetime | None, symbols: Iterable[str]) -> Composed:

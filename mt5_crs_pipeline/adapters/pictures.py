@@ -260,18 +260,14 @@ def coverage(bars: pd.DataFrame) -> bytes:
     empty = int((cells == 0).sum())
     state = "no month is empty" if empty == 0 else f"{empty:,} of {_count(cells.size, 'symbol-month')} hold no bar"
     figure, axes = empty_figure(f"{_count(len(bars), 'bar')}, {_count(len(names), 'symbol')}: {state}")
-    image = axes.imshow(
+    axes.imshow(
         np.ma.masked_equal(cells, 0), cmap="Blues", vmin=0, vmax=cells.max() * 1.15, aspect="auto", interpolation="none"
     )
     month_names = [f"{month // 12}-{month % 12 + 1:02d}" for month in range(start, start + width)]
     ticks(axes, "x", np.arange(width), month_names, most=10)
     ticks(axes, "y", np.arange(len(names)), names.tolist(), most=20)
     axes.grid(visible=False)
-    axes.set_xlabel("month (UTC)")
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("bars in the month", color=QUIET)
-    bar.ax.tick_params(colors=QUIET, labelsize=9, length=0)
-    bar.outline.set_visible(False)
+    axes.set_xlabel(f"month (UTC); the darkest has {_count(int(cells.max()), 'bar')}")
     return png_bytes(figure)
 
 

@@ -144,6 +144,16 @@ def test_a_frame_without_rows_is_fine(url: str) -> None:
     assert store(url, made_up_bars(3).iloc[:0]) == IngestCounts()
 
 
+def test_the_server_plans_for_the_table_that_a_large_ingest_leaves(url: str) -> None:
+    estimate = "select reltuples::int from pg_class where oid = 'market_data'::regclass"
+    store(url, made_up_bars(30))
+    assert query(url, estimate) == [(30,)]
+    store(url, made_up_bars(40))
+    assert query(url, estimate) == [(30,)]
+    store(url, made_up_bars(200))
+    assert query(url, estimate) == query(url, "select count(*)::int from market_data")
+
+
 def test_a_failure_while_storing_leaves_nothing(url: str) -> None:
     query(url, "alter table market_data_quarantine add constraint never check (false)")
     bars = made_up_bars(3)
