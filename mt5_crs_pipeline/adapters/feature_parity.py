@@ -22,16 +22,16 @@ OTHERS_SERVED: Final = 50
 
 
 class StoredMonths:
-    """What the lake holds of `months`, each stage read once, when it is first asked for."""
+    """What the lake holds of `months`, of `symbols` or all: each stage read once, when it is first asked for."""
 
-    def __init__(self, lake: Lake, months: Sequence[str]) -> None:
-        self._lake, self.months = lake, months
+    def __init__(self, lake: Lake, months: Sequence[str], symbols: Collection[str] | None = None) -> None:
+        self._lake, self.months, self._symbols = lake, months, symbols
 
     @cached_property
     def bars(self) -> pd.DataFrame:
         """All revisions of the bars, with the history that features need."""
         history = PIPELINE_FEATURES.lookback - 1
-        return self._lake.read_with_history(MARKET_DATA, self.months, history, CLOSED_BAR_SCHEMA)
+        return self._lake.read_with_history(MARKET_DATA, self.months, history, CLOSED_BAR_SCHEMA, self._symbols)
 
     @cached_property
     def features(self) -> pd.DataFrame:
@@ -74,8 +74,9 @@ def parity_of_online_store(
     served = served.merge(latest, on=["symbol", EVENT_TIMESTAMP], how="left")
     served.loc[~(served[EVENT_TIMESTAMP] >= served["symbol"].map(newest)), "time"] = pd.NaT
     oldest = min(month_of(served["time"].dropna()), default=min(months))
-    since = StoredMonths(lake, [month for month in lake.months(MARKET_DATA) if month >= oldest])
-    return compare(served, adjusted(since.bars), PIPELINE_FEATURES)
+    months = [month for month in lake.months(MARKET_DATA) if month >= oldest]
+    bars = StoredMonths(lake, months, newest.index).bars
+    return compare(served, adjusted(bars), PIPELINE_FEATURES)
 
 
 def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFrame) -> Parity:

@@ -1,17 +1,24 @@
 """The lake: one sorted, checksummed Parquet file per stage and month, replaced whole or not at all."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from mt5_crs_pipeline.adapters.files import commit_bytes, remove
 from mt5_crs_pipeline.core.errors import DamagedFileError
 from mt5_crs_pipeline.core.features.engine import core_count
+from mt5_crs_pipeline.core.revisions import microseconds
+
+# The stubs of the compute functions reject plain Python arguments.
+pc: Any = pyarrow.compute
 
 EXTRACT = "extract"
 MARKET_DATA = "market_data"
@@ -69,26 +76,42 @@ class Lake:
             tables = pool.map(lambda path: _read_as(path, wanted, use_threads=len(paths) == 1), paths)
             return pa.concat_tables([wanted.empty_table(), *tables])
 
-    def read_with_history(self, stage: str, months: Sequence[str], bars_before: int, schema: pa.Schema) -> pd.DataFrame:
+    def read_with_history(
+        self,
+        stage: str,
+        months: Sequence[str],
+        bars_before: int,
+        schema: pa.Schema,
+        symbols: Collection[str] | None = None,
+    ) -> pd.DataFrame:
         """Return the rows of `months` and, of earlier months, whole files until every symbol has `bars_before` bars.
 
         The stage holds revisions of bars. A bar counts only when it was recorded before the first of the symbol's bars
-        in `months` was: so there is enough history for every state since.
+        in `months` was: so there is enough history for every state since. With `symbols` only theirs.
         """
-        wanted: pd.DataFrame = self.read(stage, months, schema).to_pandas()
-        missing = dict.fromkeys(wanted["symbol"].unique(), bars_before)
-        since = wanted.groupby("symbol")["recorded_at"].min()
-        frames = [wanted]
+
+        def read(wanted: Sequence[str]) -> pd.DataFrame:
+            rows = self.read(stage, wanted, schema)
+            if symbols is not None:
+                rows = rows.filter(pc.is_in(rows["symbol"], pa.array(symbols, pa.string())))
+            frame: pd.DataFrame = rows.to_pandas()
+            return frame
+
+        frames = [read(months)]
+        first = frames[0].groupby("symbol")["recorded_at"].min()
+        since, missing = microseconds(first), np.full(len(first), bars_before)
         for month in reversed([month for month in self.months(stage) if month < min(months)]):
-            if not missing:
+            if not (missing > 0).any():
                 break
-            earlier = self.read(stage, [month], schema).to_pandas()
+            earlier = read([month])
             frames.append(earlier)
-            counted = earlier[earlier["recorded_at"] <= earlier["symbol"].map(since)]
-            for symbol, bars in counted.groupby("symbol")["time"].nunique().items():
-                if symbol in missing:
-                    missing[symbol] -= bars
-            missing = {symbol: bars for symbol, bars in missing.items() if bars > 0}
+            symbol, time = first.index.get_indexer(pd.Index(earlier["symbol"])), microseconds(earlier["time"])
+            counted = (symbol >= 0) & (microseconds(earlier["recorded_at"]) <= since[symbol])
+            symbol, time = symbol[counted], time[counted]
+            # Revisions of a bar lie one after another.
+            is_other_bar = np.ones(len(symbol), dtype=bool)
+            is_other_bar[1:] = (np.diff(symbol) != 0) | (np.diff(time) != 0)
+            missing -= np.bincount(symbol[is_other_bar], minlength=len(missing))
         together: pd.DataFrame = pd.concat(frames[::-1], ignore_index=True)
         return together
 

@@ -169,7 +169,8 @@ class OnlineStore:
         cursor.execute(self._statement(_NEWER), (keys, times))
         left_alone = {row for (row,) in cursor.fetchall()}
         cursor.execute(self._statement(_STORED), (keys, times, known, self._names))
-        left_alone |= {row for row, stored in cursor.fetchall() if bytes(stored) == encoded[row].tobytes()}
+        by_name = encoded[:, np.argsort(self._names)]
+        left_alone |= {row for row, stored in cursor.fetchall() if bytes(stored) == by_name[row].tobytes()}
         lines = [
             f"\\\\x{keys[row].hex()}\t{times[row]}\t{known[row]}\t\\\\x{encoded[row].tobytes().hex()}"
             f"\t{{{repr(values[row].tolist())[1:-1].replace('nan', 'NULL')}}}"
@@ -213,13 +214,13 @@ _NEWER: Final = (
     " (select from {table} as stored where stored.entity_key = c.entity_key and stored.event_ts > c.event_ts)"
 )
 _STORED: Final = (
+    # One join, of which the planner cannot make a wrong guess; the names are in order, as Python sorts them.
     "select c.row - 1, string_agg(case stored.value when '' then decode(repeat('00', 9), 'hex') else stored.value end,"
-    " '' order by i)"
+    " '' order by stored.feature_name collate \"C\")"
     " from unnest(%s::bytea[], %s::timestamptz[], %s::timestamptz[]) with ordinality"
-    " as c (entity_key, event_ts, created_ts, row)"
-    " join {table} as stored using (entity_key, event_ts, created_ts)"
-    " join unnest(%s::text[]) with ordinality as feature (name, i) on stored.feature_name = name"
-    " group by c.row"
+    " as c (entity_key, event_ts, created_ts, row) join {table} as stored using (entity_key)"
+    " where stored.feature_name = any (%s)"
+    " and (stored.event_ts, stored.created_ts) = (c.event_ts, c.created_ts) group by c.row"
 )
 _UPDATE: Final = (
     "update {table} as stored set value = {value}, value_text = c.value_text[i], vector_value = null,"

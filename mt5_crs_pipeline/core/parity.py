@@ -98,8 +98,7 @@ def _histories(revisions: pd.DataFrame, rows: pd.DataFrame, lookback: int) -> pd
     The column symbol has the row's place: each history is a symbol of its own, and nothing but its bars can reach its
     values. At a symbol's start they are fewer.
     """
-    ordered = revisions[revisions["symbol"].isin(rows["symbol"])]
-    ordered = ordered.sort_values(["symbol", "time", "known_at", "recorded_at"], kind="stable", ignore_index=True)
+    ordered = revisions.sort_values(["symbol", "time", "known_at", "recorded_at"], kind="stable", ignore_index=True)
     times, recorded = microseconds(ordered["time"]), microseconds(ordered["recorded_at"])
     bounds = {symbol: (at[0], at[-1] + 1) for symbol, at in ordered.groupby("symbol", sort=False).indices.items()}
     found = []
