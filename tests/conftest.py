@@ -24,11 +24,12 @@ SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
 # Of characters that mean something in URLs, YAML, JSON and Feast's connection strings.
 REDIS_PASSWORD = 't0p-s3cret,"={#@/:'
 _numbers = itertools.count(1)
-# Begun first when several processes share the tests, so that none is left alone with one of them at the end. The first
-# two share a demo, and with it a process.
+# They share a demo, and with it a process.
+_ON_THE_DEMO = ["tests/test_demo.py", "tests/test_doctor.py", "tests/test_ui_in_browser.py"]
+# Begun first when several processes share the tests, so that none is left alone with one of them at the end.
 _SLOWEST = [
-    *("tests/test_demo.py", "tests/test_doctor.py", "tests/test_ui.py", "tests/test_ui_in_browser.py"),
-    *("tests/test_readme.py", "tests/defs/test_assets.py", "tests/test_runner.py", "tests/defs/test_history.py"),
+    *(*_ON_THE_DEMO, "tests/test_ui.py", "tests/test_readme.py"),
+    *("tests/defs/test_assets.py", "tests/test_runner.py", "tests/defs/test_history.py"),
     *("tests/test_rebuild.py", "tests/test_search.py", "tests/test_feast_command.py", "tests/core/test_revisions.py"),
 ]
 
@@ -46,7 +47,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduler(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file = str(super()._split_scope(nodeid))
-            return _SLOWEST[0] if file == _SLOWEST[1] else file
+            return _ON_THE_DEMO[0] if file in _ON_THE_DEMO else file
 
     return Scheduler(config, log)
 

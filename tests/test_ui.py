@@ -111,22 +111,15 @@ def test_ctrl_c_stops_webserver_daemon_code_servers_and_database(ui: Ui) -> None
     leaves_nothing(ui, signal.SIGINT)
 
 
-def test_after_a_kill_the_next_start_ends_what_was_left_and_sigterm_stops_it(home: Path) -> None:
+def test_the_next_start_ends_what_a_kill_left_and_runs_again_what_died_with_everything(home: Path) -> None:
     with running_ui(home, **SETTINGS) as killed:
         killed.process.kill()
         killed.process.wait()
-        left = of_folder(home)
-        assert any("dagster-daemon" in " ".join(process.cmdline()) for process in left)
-        stranded = rows(home, "update dagster.runs set status = 'STARTED' where id = 1 returning run_id")[0][0]
-        with running_ui(home, **SETTINGS) as again:
-            dagster = [p for p in left if p.is_running() and "dagster" in " ".join(p.cmdline())]
-            assert not dagster, [p.cmdline() for p in dagster]
-            assert again.runs()[str(stranded)]["status"] == "FAILURE"
-            leaves_nothing(again, signal.SIGTERM)
-
-
-def test_a_run_that_dies_with_everything_is_started_again_by_the_next_start(home: Path) -> None:
+    left = of_folder(home)
+    assert any("dagster-daemon" in " ".join(process.cmdline()) for process in left)
     with running_ui(home, **SETTINGS) as killed:
+        dagster = [p for p in left if p.is_running() and "dagster" in " ".join(p.cmdline())]
+        assert not dagster, [p.cmdline() for p in dagster]
         died = killed.launch("market_data_backfill", FIRST, LAST)
         assert comes_true(lambda: killed.runs()[died]["status"] == "STARTED", 120)
         for process in [*of_folder(home), psutil.Process(killed.process.pid)]:
@@ -141,7 +134,7 @@ def test_a_run_that_dies_with_everything_is_started_again_by_the_next_start(home
             return any(r["tags"].get("dagster/parent_run_id") == died and r["status"] == "SUCCESS" for r in others)
 
         assert comes_true(is_done_again, 180), again.runs()
-        leaves_nothing(again, signal.SIGINT)
+        leaves_nothing(again, signal.SIGTERM)
 
 
 def rows(home: Path, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
