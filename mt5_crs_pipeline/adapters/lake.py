@@ -108,10 +108,11 @@ class Lake:
             symbol, time = first.index.get_indexer(pd.Index(earlier["symbol"])), microseconds(earlier["time"])
             counted = (symbol >= 0) & (microseconds(earlier["recorded_at"]) <= since[symbol])
             symbol, time = symbol[counted], time[counted]
-            # Revisions of a bar lie one after another.
-            is_other_bar = np.ones(len(symbol), dtype=bool)
-            is_other_bar[1:] = (np.diff(symbol) != 0) | (np.diff(time) != 0)
-            missing -= np.bincount(symbol[is_other_bar], minlength=len(missing))
+            order = np.lexsort((time, symbol))
+            # A bar counts once, whatever its revisions.
+            is_first = np.ones(len(order), dtype=bool)
+            is_first[1:] = (np.diff(symbol[order]) != 0) | (np.diff(time[order]) != 0)
+            missing -= np.bincount(symbol[order][is_first], minlength=len(missing))
         together: pd.DataFrame = pd.concat(frames[::-1], ignore_index=True)
         return together
 
