@@ -218,7 +218,7 @@ def closes(bars: pd.DataFrame) -> bytes:
     from matplotlib.dates import date2num
 
     usable = bars.loc[bars["close"] > 0, ["symbol", "time", "close"]].sort_values("time", kind="stable")
-    opened, close = usable["time"].dt.tz_localize(None).to_numpy(), usable["close"].to_numpy()
+    opened, close = date2num(usable["time"]), usable["close"].to_numpy()  # type: ignore[no-untyped-call]
     rows = usable.groupby("symbol").indices
     lines = [(str(name), opened[at], close[at] / close[at[0]]) for name, at in rows.items()]
     lines.sort(key=lambda line: (-float(line[2][-1]), line[0]))
@@ -228,15 +228,17 @@ def closes(bars: pd.DataFrame) -> bytes:
     figure, axes = empty_figure(f"{_count(len(lines), 'symbol')}: {ends}")
     others = []
     for rank, (name, time, ratio) in enumerate(lines):
-        # The last point always stays: the title speaks of it.
-        kept = np.unique(np.linspace(0, len(ratio) - 1, min(len(ratio), POINTS_PER_LINE)).astype(int))
-        times, ratios = time[kept], ratio[kept]
+        if len(ratio) > POINTS_PER_LINE:
+            # The last point always stays: the title speaks of it.
+            kept = np.linspace(0, len(ratio) - 1, POINTS_PER_LINE).astype(int)
+            time, ratio = time[kept], ratio[kept]
         if rank < len(SERIES):
-            axes.plot(times, ratios, color=SERIES[rank], linewidth=1.3, zorder=3, label=f" {label(name)}")
+            axes.plot(time, ratio, color=SERIES[rank], linewidth=1.3, zorder=3, label=f" {label(name)}")
         else:
-            others.append(np.column_stack([date2num(times), ratios]))  # type: ignore[no-untyped-call]
+            others.append(np.column_stack([time, ratio]))
     # As one artist: a thousand lines would take a thousand times as long as ten.
     axes.add_collection(LineCollection(others, colors="#cbd2d9", linewidths=0.7, zorder=1))
+    axes.xaxis_date()
     axes.set_yscale("log")
     plain_log_ticks(axes)
     axes.set_xlabel("time (UTC)")
