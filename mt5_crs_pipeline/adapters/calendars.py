@@ -29,6 +29,9 @@ pc: Any = pyarrow.compute
 
 # Longer than any exchange is closed.
 _MARGIN_DAYS: Final = 20
+# Few symbols, each very often.
+_SYMBOL: Final = CLOSED_BAR_SCHEMA.field("symbol").with_type(pa.dictionary(pa.int32(), pa.string()))
+_OPENED: Final = pa.schema([_SYMBOL, CLOSED_BAR_SCHEMA.field("time")])
 
 
 def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
@@ -56,7 +59,7 @@ def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
 
 def lake_attendance(lake: Lake, timeframe: str, chosen: Mapping[str, str], now: datetime) -> list[Attendance]:
     """Compare all bars in the lake with the market's time until `now`; see core.market_time.attendance."""
-    times = _times(lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA, ["symbol", "time"]))
+    times = _times(lake.read(MARKET_DATA, lake.months(MARKET_DATA), _OPENED))
     return attendance(times, _calendars(times, chosen), sessions, timeframe, now)
 
 
@@ -65,7 +68,8 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
     True where that cannot be known: without bars, and of W1 and MN1, of which nothing is expected.
     """
-    bars = lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA, ["symbol", "time", "recorded_at"])
+    wanted = _OPENED.append(CLOSED_BAR_SCHEMA.field("recorded_at"))
+    bars = lake.read(MARKET_DATA, lake.months(MARKET_DATA), wanted)
     recorded = pc.max(bars["recorded_at"]).as_py()
     if recorded is None or recorded > since or timeframe in ("W1", "MN1"):
         return True
@@ -85,13 +89,15 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
 def _times(bars: pa.Table) -> dict[str, pd.Series]:
     """Return when the bars of every symbol open, sorted; a bar with several versions comes as often."""
-    frame = bars.select(["symbol", "time"]).to_pandas(categories=["symbol"])
-    codes, names = frame["symbol"].cat.codes.to_numpy(), frame["symbol"].cat.categories
+    symbols = bars["symbol"].unify_dictionaries().combine_chunks()
+    names = symbols.dictionary.to_pylist()
+    # The smallest numbers are sorted the fastest.
+    codes = symbols.indices.to_numpy().astype(np.min_scalar_type(len(names)))
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
     order = np.argsort(codes, kind="stable")
-    times = frame["time"].array.take(order)
+    times = bars["time"].to_pandas().array.take(order)
     bounds = pairwise(np.searchsorted(codes[order], np.arange(len(names) + 1)))
-    return {str(name): pd.Series(times[start:end]) for name, (start, end) in zip(names, bounds, strict=True)}
+    return {name: pd.Series(times[start:end]) for name, (start, end) in zip(names, bounds, strict=True)}
 
 
 def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:

@@ -67,7 +67,8 @@ class Lake:
     ) -> pa.Table:
         """Return the rows of `months` in file order; months without a file count as empty.
 
-        Raises DamagedFileError when a file's checksums or columns are wrong.
+        A column that is a dictionary in `schema` is read as one. Raises DamagedFileError when a file's checksums or
+        columns are wrong.
         """
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
@@ -128,10 +129,15 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None, *, use_threads: bool = True) -> pa.Table:
-    """Return `columns` (default: all) of a file this package wrote, its page checksums and row counts verified."""
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, *, dictionaries: Sequence[str] = (), use_threads: bool = True
+) -> pa.Table:
+    """Return `columns` (default: all) of a file this package wrote, its page checksums and row counts verified.
+
+    The columns in `dictionaries` are not decoded.
+    """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(dictionaries)) as file:
             absent = set(columns or ()) - set(file.schema_arrow.names)
             if absent:
                 raise _damaged(path, f"it has no column {', '.join(sorted(absent))}")
@@ -147,7 +153,8 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, *, use_thread
 
 
 def _read_as(path: Path, schema: pa.Schema, *, use_threads: bool) -> pa.Table:
-    table = read_parquet(path, schema.names, use_threads=use_threads)
+    dictionaries = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    table = read_parquet(path, schema.names, dictionaries=dictionaries, use_threads=use_threads)
     if table.schema.equals(schema):
         return table
     if table.schema.types != schema.types:

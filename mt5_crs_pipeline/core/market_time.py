@@ -245,15 +245,15 @@ def attendance(
     """
     found = []
     for name in sorted({calendars[symbol].name for symbol in times}):
-        members = {symbol: times[symbol] for symbol in sorted(times) if calendars[symbol].name == name}
-        start = min(opened.iloc[0] for opened in members.values()) - pd.Timedelta(days=1)
+        members = {symbol: _us(times[symbol]) for symbol in sorted(times) if calendars[symbol].name == name}
+        start = _timestamp(min(opened[0] for opened in members.values())) - pd.Timedelta(days=1)
         expected = expected_bars(sessions(name, start, now), timeframe, start, now)
         found += _of_calendar(members, calendars, expected[expected["close"] <= now], timeframe, now)
     return sorted(found, key=lambda one: one.symbol)
 
 
 def _of_calendar(
-    times: Mapping[str, pd.Series],
+    times: Mapping[str, Microseconds],
     calendars: Mapping[str, Calendar],
     expected: pd.DataFrame,
     timeframe: str,
@@ -266,8 +266,8 @@ def _of_calendar(
     opens, market = _us(expected["open"]), _us(expected["close"])
     closed_by = pd.Timestamp(now - ALLOWANCE).value // 1_000
     for symbol, opened in times.items():
-        ends[symbol] = Attendance(symbol, calendars[symbol], "current", opened.iloc[-1])
-        there = _cover(_us(opened), middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
+        ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(opened[-1]))
+        there = _cover(opened, middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
         positions = np.flatnonzero(there)
         if not len(positions):
             continue
@@ -280,7 +280,7 @@ def _of_calendar(
         if np.count_nonzero(np.diff(sessions[awaited], prepend=-1)) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
         else:
-            due = _bar_ends(opens, market, _us(opened), positions, timeframe)[awaited] <= closed_by
+            due = _bar_ends(opens, market, opened, positions, timeframe)[awaited] <= closed_by
             if due.any():
                 outage = _gap(expected, awaited[: int(np.flatnonzero(due)[-1]) + 1])
                 ends[symbol] = replace(ends[symbol], state="outage", outage=outage)
@@ -334,6 +334,10 @@ def _us(times: pd.Series) -> Microseconds:
     # Neither by the accessor .dt nor by an index, which take many times as long for a thousand symbols' few bars.
     ticks: Microseconds = times.array.as_unit("us").asi8
     return ticks
+
+
+def _timestamp(microseconds: np.int64) -> pd.Timestamp:
+    return pd.Timestamp(int(microseconds), unit="us", tz="UTC")
 
 
 def _utc(microseconds: Microseconds) -> pd.Series:
