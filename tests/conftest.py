@@ -24,8 +24,8 @@ SAMPLES = Path(__file__).parents[1].parent / "shared" / "data"
 # Of characters that mean something in URLs, YAML, JSON and Feast's connection strings.
 REDIS_PASSWORD = 't0p-s3cret,"={#@/:'
 _numbers = itertools.count(1)
-# They share a demo, and with it a process.
-_ON_THE_DEMO = ["tests/test_demo.py", "tests/test_doctor.py", "tests/test_ui_in_browser.py"]
+# They share a demo, and with it a process; the second one kills it.
+_ON_THE_DEMO = ["tests/test_ui_in_browser.py", "tests/test_demo.py", "tests/test_doctor.py"]
 # Begun first when several processes share the tests, so that none is left alone with one of them at the end.
 _SLOWEST = [
     *(*_ON_THE_DEMO, "tests/test_ui.py", "tests/test_readme.py"),
