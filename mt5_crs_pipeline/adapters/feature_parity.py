@@ -22,7 +22,7 @@ OTHERS_SERVED: Final = 50
 
 
 class StoredMonths:
-    """What the lake holds of `months`, of `symbols` or all: each stage read once, when it is first asked for."""
+    """What the lake holds of `months`, read once, when first asked for; of the bars those of `symbols`, or all."""
 
     def __init__(self, lake: Lake, months: Sequence[str], symbols: Collection[str] | None = None) -> None:
         self._lake, self.months, self._symbols = lake, months, symbols

@@ -28,7 +28,6 @@ from mt5_crs_pipeline.core.online import StoredRow
 
 # Of the versions of a symbol's rows the newest is the last in this order, of those columns that there are.
 _VERSION_ORDER: Final = (EVENT_TIMESTAMP, RECORDED_AT, KNOWN_AT)
-_UTC_WITHOUT_ZONE: Final = pa.timestamp("us")
 # Any number does, as long as every writer of this package uses the same one.
 _WRITER_LOCK: Final = 0x6D7435
 # Half-empty pages: a row's new version fits beside the old one, so that no index entry has to be made for it.
