@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from mt5_crs_pipeline.adapters.files import commit_bytes, remove
 from mt5_crs_pipeline.core.errors import DamagedFileError
-from mt5_crs_pipeline.core.features.engine import core_count
 from mt5_crs_pipeline.core.revisions import microseconds
 
 # The stubs of the compute functions reject plain Python arguments.
@@ -73,7 +72,7 @@ class Lake:
         wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
         paths = [path for path in (self.file(stage, month) for month in months) if path.exists()]
         # A core each: the columns of one month are too small to share.
-        with ThreadPoolExecutor(core_count()) as pool:
+        with ThreadPoolExecutor(pa.cpu_count()) as pool:
             tables = pool.map(lambda path: _read_as(path, wanted, use_threads=len(paths) == 1), paths)
             return pa.concat_tables([wanted.empty_table(), *tables])
 

@@ -28,6 +28,7 @@ from mt5_crs_pipeline.core.online import StoredRow
 
 # Of the versions of a symbol's rows the newest is the last in this order, of those columns that there are.
 _VERSION_ORDER: Final = (EVENT_TIMESTAMP, RECORDED_AT, KNOWN_AT)
+_UTC_WITHOUT_ZONE: Final = pa.timestamp("us")
 # Any number does, as long as every writer of this package uses the same one.
 _WRITER_LOCK: Final = 0x6D7435
 # Half-empty pages: a row's new version fits beside the old one, so that no index entry has to be made for it.
@@ -162,34 +163,51 @@ class OnlineStore:
         version = self._store.config.entity_key_serialization_version
         symbols = rows["symbol"].to_pylist()
         keys = [serialize_entity_key(_entity_key(symbol), version) for symbol in symbols]
-        times, known = _datetimes(rows[EVENT_TIMESTAMP]), _datetimes(rows[KNOWN_AT])
-        values = self._values(rows)
-        encoded = _encoded(values)
-        cursor.execute(self._statement(_NEWER), (keys, times))
-        left_alone = {row for (row,) in cursor.fetchall()}
-        cursor.execute(self._statement(_STORED), (keys, times, known, self._names))
-        by_name = encoded[:, np.argsort(self._names)]
-        left_alone |= {row for row, stored in cursor.fetchall() if bytes(stored) == by_name[row].tobytes()}
-        lines = [
-            f"\\\\x{keys[row].hex()}\t{times[row]}\t{known[row]}\t\\\\x{encoded[row].tobytes().hex()}"
-            f"\t{{{repr(values[row].tolist())[1:-1].replace('nan', 'NULL')}}}"
-            for row in range(len(keys))
-            if row not in left_alone
-        ]
-        if lines:
-            cursor.execute(
-                "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
-                " value bytea, value_text text[]) on commit drop"
-            )
-            cursor.copy_expert("copy candidate from stdin", io.StringIO("\n".join(lines)))
-            cursor.execute(self._statement(_UPDATE), (self._names,))
-            if cursor.rowcount < len(lines) * len(self._names):
-                cursor.execute(self._statement(_INSERT), (self._names,))
-        return {symbols[row] for row in left_alone}
+        cursor.execute(self._statement(_HOLD_OFF), (keys, _datetimes(rows[EVENT_TIMESTAMP])))
+        newer = {row for (row,) in cursor.fetchall()}
+        kept = [row for row in range(rows.num_rows) if row not in newer]
+        if not kept:
+            return {*symbols}
+        cursor.execute(
+            "create temp table candidate (entity_key bytea, event_ts timestamptz, created_ts timestamptz,"
+            " value bytea, value_text text[]) on commit drop"
+        )
+        cursor.copy_expert("copy candidate from stdin", self._lines(rows.take(kept), [keys[row] for row in kept]))
+        cursor.execute(self._statement(_UPDATE), (self._names,))
+        if cursor.rowcount == len(kept) * len(self._names):
+            return {symbols[row] for row in newer}
+        # The others are the same, or not there.
+        cursor.execute(self._statement(_COUNT), (self._names,))
+        if cursor.fetchone() != (len(kept) * len(self._names),):
+            cursor.execute(self._statement(_INSERT), (self._names,))
+        cursor.execute(self._statement(_WRITTEN))
+        written = {bytes(key) for (key,) in cursor.fetchall()}
+        return {symbol for symbol, key in zip(symbols, keys, strict=True) if key not in written}
 
     def _values(self, rows: pa.Table) -> npt.NDArray[np.float64]:
         """Return the features, a row per row; what is missing is NaN."""
         return np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
+
+    def _lines(self, rows: pa.Table, keys: Sequence[bytes]) -> io.StringIO:
+        """Return a line per row for COPY: entity key, event and created time, values as Feast has them.
+
+        The encoding of a double is a prefix and its eight bytes, whatever the double.
+        """
+        from feast.protos.feast.types.Value_pb2 import Value
+
+        prefix = Value(double_val=1.0).SerializeToString()[:-8]
+        values = self._values(rows)
+        encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
+        encoded["prefix"], encoded["double"] = prefix, values
+        times, known = (rows[name].cast(_UTC_WITHOUT_ZONE).cast("string") for name in (EVENT_TIMESTAMP, KNOWN_AT))
+        columns = zip(keys, times.to_pylist(), known.to_pylist(), encoded, values.tolist(), strict=True)
+        return io.StringIO(
+            "\n".join(
+                f"\\\\x{key.hex()}\t{time}Z\t{known_at}Z\t\\\\x{doubles.tobytes().hex()}"
+                f"\t{{{repr(numbers)[1:-1].replace('nan', 'NULL')}}}"
+                for key, time, known_at, doubles, numbers in columns
+            )
+        )
 
     def _statement(self, statement: str) -> Composed:
         return SQL(statement).format(table=self._table(), value=SQL(_VALUE))
@@ -206,26 +224,21 @@ class OnlineStore:
 
 # Nine bytes for each double; a missing value is an empty message.
 _VALUE: Final = "case when c.value_text[i] is null then ''::bytea else substring(c.value from 9 * i::int - 8 for 9) end"
-_NEWER: Final = (
+_HOLD_OFF: Final = (
     # By the times of all features: a view that has changed holds some that are no longer, or not yet, among the names.
     "select c.row - 1 from unnest(%s::bytea[], %s::timestamptz[]) with ordinality as c (entity_key, event_ts, row)"
     " where exists"
     " (select from {table} as stored where stored.entity_key = c.entity_key and stored.event_ts > c.event_ts)"
-)
-_STORED: Final = (
-    # One join, of which the planner cannot make a wrong guess; the names are in order, as Python sorts them.
-    "select c.row - 1, string_agg(case stored.value when '' then decode(repeat('00', 9), 'hex') else stored.value end,"
-    " '' order by stored.feature_name collate \"C\")"
-    " from unnest(%s::bytea[], %s::timestamptz[], %s::timestamptz[]) with ordinality"
-    " as c (entity_key, event_ts, created_ts, row) join {table} as stored using (entity_key)"
-    " where stored.feature_name = any (%s)"
-    " and (stored.event_ts, stored.created_ts) = (c.event_ts, c.created_ts) group by c.row"
 )
 _UPDATE: Final = (
     "update {table} as stored set value = {value}, value_text = c.value_text[i], vector_value = null,"
     " event_ts = c.event_ts, created_ts = c.created_ts"
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " where stored.entity_key = c.entity_key and stored.feature_name = name"
+    " and (stored.event_ts, stored.created_ts, stored.value) is distinct from (c.event_ts, c.created_ts, {value})"
+)
+_COUNT: Final = (
+    "select count(*) from {table} where entity_key in (select entity_key from candidate) and feature_name = any (%s)"
 )
 _INSERT: Final = (
     "insert into {table} (entity_key, feature_name, value, value_text, event_ts, created_ts)"
@@ -233,17 +246,7 @@ _INSERT: Final = (
     " from candidate as c, unnest(%s::text[]) with ordinality as feature (name, i)"
     " on conflict (entity_key, feature_name) do nothing"
 )
-
-
-def _encoded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.void]:
-    """Return Feast's message of each value: a prefix and the eight bytes of the double; zeros where it is missing."""
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    prefix = Value(double_val=1.0).SerializeToString()[:-8]
-    encoded = np.zeros(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
-    there = ~np.isnan(values)
-    encoded["prefix"][there], encoded["double"][there] = prefix, values[there]
-    return encoded
+_WRITTEN: Final = "select distinct entity_key from {table} where xmin = pg_current_xact_id()::xid"
 
 
 def _datetimes(column: pa.ChunkedArray) -> list[datetime]:
