@@ -57,7 +57,13 @@ def training_schema(config: FeatureConfig = PIPELINE_FEATURES) -> pa.Schema:
     )
 
 
-def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig = PIPELINE_FEATURES) -> pd.DataFrame:
+def feature_rows(
+    revisions: pd.DataFrame,
+    timeframe: str,
+    config: FeatureConfig = PIPELINE_FEATURES,
+    *,
+    since: datetime | None = None,
+) -> pd.DataFrame:
     """Return every version of every bar's row: the columns of `feature_schema`, sorted by symbol, time, known_at.
 
     `revisions` has BAR_COLUMNS, known_at and recorded_at. A row has a version from the moment its bar was recorded, and
@@ -65,10 +71,11 @@ def feature_rows(revisions: pd.DataFrame, timeframe: str, config: FeatureConfig 
     recorded_at is that moment, the values are those of the bars as they then were, and known_at is when the last of
     them was known. So the versions recorded by some instant depend on nothing that was recorded after it.
     Prices are scaled by the adjusted close where there is one. Warm-up rows have NaN features and is_complete False.
+    Bars that open before `since` (aware) are history alone and have no row.
     """
     history = Revisions(revisions, config.lookback)
     frame, known_at = history.frame, microseconds(history.frame[KNOWN_AT])
-    states = list(history.states(_BARS_AT_ONCE))
+    states = list(history.states(_BARS_AT_ONCE, since))
     row = np.concatenate([state.rows[state.wanted] for state in states])
     recorded = np.concatenate([state.recorded_at for state in states])
     known = np.concatenate(

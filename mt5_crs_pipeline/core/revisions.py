@@ -6,6 +6,7 @@ it changes the state; one that is older than what is known already never does.
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import groupby
 from typing import NamedTuple
 
@@ -58,15 +59,18 @@ class Revisions:
         self._last: Rows = np.append(self._first[1:], len(new_bar))[: len(self._first)] - 1
         self._starts: Rows = np.append(np.flatnonzero(new_symbol[self._first]), len(self._first))
 
-    def states(self, bars_at_once: int) -> Iterator[States]:
+    def states(self, bars_at_once: int, since: datetime | None = None) -> Iterator[States]:
         """Yield all windows that ever were: for each bar that of its arrival, and one for each later change inside it.
 
         First, from the latest state, those in which nothing changed after their bar arrived: nearly all. Then the
-        others, from about `bars_at_once` bars at a time.
+        others, from about `bars_at_once` bars at a time. With `since` (aware) only the windows of bars from then on.
         """
         newest = window_maximum(self._recorded_at[self._last], self._starts, self.width)
         disturbed = newest > self._recorded_at[self._first]
-        calm = np.flatnonzero(~disturbed)
+        asked = np.ones(len(disturbed), dtype=np.bool_)
+        if since is not None:
+            asked = microseconds(self.frame["time"])[self._last] >= pd.Timestamp(since).value // 1_000
+        calm, disturbed = np.flatnonzero(asked & ~disturbed), asked & disturbed
         yield States(self._last, self._starts, calm, self._recorded_at[self._last[calm]])
         stretches: list[_Stretch] = []
         bars = 0

@@ -106,6 +106,14 @@ def test_nothing_recorded_later_is_in_what_was_recorded_before(revisions: pd.Dat
     assert_same(now[now["recorded_at"] <= instant].reset_index(drop=True), then)
 
 
+@settings(max_examples=150, deadline=None)
+@given(histories, st.integers(0, 14))
+def test_rows_since_a_bar_are_those_of_all_rows(revisions: pd.DataFrame, days: int) -> None:
+    since = DAYS["time"].min() + pd.Timedelta(days=days)
+    rows = feature_rows(revisions, "D1", CONFIG)
+    assert_same(feature_rows(revisions, "D1", CONFIG, since=since), rows[rows["time"] >= since].reset_index(drop=True))
+
+
 def closed(bars: pd.DataFrame) -> pd.DataFrame:
     closes = bars["time"] + DAY
     return bars.assign(known_at=closes, recorded_at=closes)

@@ -48,7 +48,9 @@ def test_a_declared_feature_that_looks_ahead_is_caught_when_it_is_computed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store(settings, year_of_bars())
-    monkeypatch.setattr(features, "feature_rows", lambda *given: next_rows(feature_rows(*given), ["return_1"]))
+    monkeypatch.setattr(
+        features, "feature_rows", lambda *given, **more: next_rows(feature_rows(*given, **more), ["return_1"])
+    )
     stores = Stores(settings)
     failed = failed_check(materialize(stores, ALL, succeeds=False))
     assert failed.check_name == "features_equal_a_fresh_computation"

@@ -9,7 +9,6 @@ from mt5_crs_pipeline.adapters.bar_store import months_with_bars
 from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, certify, parity_of_lake, parity_of_online_store
 from mt5_crs_pipeline.adapters.lake import EXTRACT, TECHNICAL_FEATURES
 from mt5_crs_pipeline.adapters.online_store import newest_in_lake
-from mt5_crs_pipeline.core.bars import month_of
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
@@ -20,7 +19,7 @@ from mt5_crs_pipeline.core.feature_rows import (
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.defs.assets.bars import market_data_parquet
 from mt5_crs_pipeline.defs.checks import FEATURES_CHECK, ONLINE_CHECK, PARITY_CHECK, check_features, check_parity
-from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
+from mt5_crs_pipeline.defs.metadata import column_schema, listed, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import MONTHS, monthly_asset, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
@@ -49,8 +48,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     months = context.partition_keys
     stored = StoredMonths(stores.lake, months)
     _refuse_a_hole(stores, stored.bars, months)
-    rows = feature_rows(stored.bars, stores.timeframe)
-    rows = rows[month_of(rows["time"]).isin(months)]
+    rows = feature_rows(stored.bars, stores.timeframe, since=window(months)[0])
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema(), months)
     # From here on the features are read, as they lie on the disk now.
     parity = parity_of_lake(stored)
@@ -123,7 +121,7 @@ def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             len(online.written),
             pd.Series(online.written),
             left_alone=len(online.left_alone),
-            newest={symbol: time.isoformat() for symbol, time in online.written.items()},
+            newest=listed(f"{symbol} {time.isoformat()}" for symbol, time in online.written.items()),
         ),
         check_results=[check_parity(ONLINE_CHECK, parity, certify(parity))],
     )
