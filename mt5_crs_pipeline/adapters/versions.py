@@ -1,5 +1,6 @@
 """Which code and libraries are running."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -16,7 +17,13 @@ def package_version() -> str:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide a result."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _RECORDED}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in _RECORDED}}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    # Read once: it means parsing all that a distribution says of itself.
+    return importlib.metadata.version(name)
 
 
 def code_commit() -> str:

@@ -105,10 +105,13 @@ def reject_reasons(bars: pd.DataFrame, timeframe: str, now: datetime, key: Seque
     repeats_row = bars.duplicated([*key, *VALUE_COLUMNS]).to_numpy()
     repeats_key = np.zeros(len(bars), dtype=bool)
     repeats_key[~repeats_row] = bars[~repeats_row].duplicated(list(key), keep=False)
+    symbol, names = pd.factorize(bars["symbol"])
+    # The last is that of a missing one, whose number is -1.
+    valid_symbol = np.array([*map(is_valid_symbol, names), False])
     unusual = [bars[name].to_numpy(dtype=float) for name in OPTIONAL_COLUMNS]
     # NaN passes every comparison below as False, so finiteness comes first.
     rules: list[tuple[str, Any]] = [
-        ("invalid_symbol", ~bars["symbol"].map(is_valid_symbol).to_numpy(dtype=bool)),
+        ("invalid_symbol", ~valid_symbol[symbol]),
         ("wrong_timeframe", (bars["timeframe"] != timeframe).to_numpy()),
         ("missing_time", bars["time"].isna().to_numpy()),
         ("price_not_finite", ~np.isfinite(prices).all(axis=1)),

@@ -23,7 +23,7 @@ from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, TARGET, LabelConfig
 from mt5_crs_pipeline.core.market_time import Attendance
 from mt5_crs_pipeline.core.parity import Parity
-from mt5_crs_pipeline.defs.metadata import picture
+from mt5_crs_pipeline.defs.metadata import MOST_LISTED, picture
 
 BARS_CHECK = dg.AssetCheckSpec(
     "bars_are_valid_and_unique",
@@ -103,6 +103,8 @@ def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datet
     inside = [one.within(*window) for one in found]
     outages = [one.symbol for one in inside if one.state == "outage"]
     gaps = [gap for one in inside for gap in one.gaps]
+    # What is well comes last, and is left out where there is more than anybody reads.
+    shown = sorted(inside, key=lambda one: one.outage is None and not one.gaps)[:MOST_LISTED]
     records = [
         dg.TableRecord(
             {
@@ -115,7 +117,7 @@ def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datet
                 "first missing": ", ".join(f"{gap.first:{_MINUTE}}" for gap in (*one.gaps[:5], one.outage) if gap),
             }
         )
-        for one in inside
+        for one in shown
     ]
     return dg.AssetCheckResult(
         check_name=MARKET_CHECK.name,

@@ -1,8 +1,8 @@
 """What every asset tells the Dagster UI: rows, window, columns, pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 import numpy as np
@@ -13,6 +13,9 @@ from mt5_crs_pipeline.adapters.lake import Lake
 from mt5_crs_pipeline.adapters.pictures import as_markdown
 from mt5_crs_pipeline.core.bars import month_of
 from mt5_crs_pipeline.core.features.engine import NO_ROWS, core_count
+
+# Of a thousand symbols every month's event would say a thousand names.
+MOST_LISTED: Final = 50
 
 
 def column_schema(schema: pa.Schema) -> dict[str, dg.TableSchema]:
@@ -62,6 +65,13 @@ def write_months(
             added += count - before if is_other else 0
             context.add_asset_metadata({"dagster/partition_row_count": count}, partition_key=month)
     return {"files_changed": changed, "rows_added": added}
+
+
+def listed(names: Iterable[str]) -> list[str]:
+    """Return the first of `names`, sorted, and how many more there are."""
+    every = sorted(names)
+    more = len(every) - MOST_LISTED
+    return [*every[:MOST_LISTED], f"and {more:,} more"] if more > 0 else every
 
 
 def picture(png: bytes, title: str) -> dg.MarkdownMetadataValue:

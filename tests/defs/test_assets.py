@@ -84,7 +84,7 @@ def test_bars_become_a_judged_model_and_a_second_run_touches_no_file(stores: Sto
     assert metadata(result, "technical_features")["warm_up_rows"] == (LOOKBACK - 1) * len(SYMBOLS)
 
     newest = bars.groupby("symbol")["time"].max() + pd.Timedelta(days=1)
-    assert metadata(result, "feast_online_store")["newest"] == {s: t.isoformat() for s, t in newest.items()}
+    assert metadata(result, "feast_online_store")["newest"] == [f"{s} {t.isoformat()}" for s, t in newest.items()]
     with stores.feast() as feast:
         online = feast.online_rows(list(SYMBOLS)).set_index("symbol")
     stored = pd.read_parquet(stores.lake.stage_folder("technical_features")).set_index("symbol")
@@ -143,14 +143,14 @@ def test_months_go_online_in_any_order_and_the_newest_row_stays(
         expected = {
             symbol: bars_of(symbol, "2012-01-01", until)["time"].max() + pd.Timedelta(days=1) for symbol in SYMBOLS
         }
-        assert told["newest"] == {symbol: time.isoformat() for symbol, time in expected.items()}
+        assert told["newest"] == [f"{symbol} {time.isoformat()}" for symbol, time in sorted(expected.items())]
         assert (told["dagster/row_count"], told["left_alone"]) == (len(SYMBOLS), 0)
     monkeypatch.setattr(feature_parity, "OTHERS_SERVED", 2)
     run = materialize(stores, [feast_online_store], "2012-05", "2012-05")
     (served,) = run.get_asset_check_evaluations()
     assert served.passed and served.metadata["rows"].value == 2
     again = metadata(run, "feast_online_store")
-    assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), {})
+    assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), [])
     nothing = metadata(materialize(stores, [feast_online_store], "2001-01", "2001-01"), "feast_online_store")
     assert (nothing["dagster/row_count"], nothing["left_alone"]) == (0, 0)
 

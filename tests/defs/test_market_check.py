@@ -10,6 +10,7 @@ import pytest
 from mt5_crs_pipeline.core.market_time import Attendance, Calendar, Gap
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.checks import MARKET_CHECK, check_market_time
+from mt5_crs_pipeline.defs.metadata import MOST_LISTED, listed
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 from tests.defs.small_lake import FIRST, LAST, materialize, store, year_of_bars
@@ -27,7 +28,7 @@ def told(check: dg.AssetCheckEvaluation) -> dict[str, Any]:
     return {name: value.value for name, value in check.metadata.items() if name != "symbols"}
 
 
-def by_symbol(check: dg.AssetCheckEvaluation) -> dict[str, dict[str, Any]]:
+def by_symbol(check: dg.AssetCheckEvaluation | dg.AssetCheckResult) -> dict[str, dict[str, Any]]:
     records = check.metadata["symbols"].records  # type: ignore[attr-defined]
     return {record.data["symbol"]: dict(record.data) for record in records}
 
@@ -109,3 +110,24 @@ def test_without_a_gap_only_an_outage_fails(state: Any) -> None:
     check = check_market_time([one], (datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 7, 1, tzinfo=UTC)))
     assert check.passed == (state == "current")
     assert check_market_time([], (day.to_pydatetime(), day.to_pydatetime())).passed
+
+
+def test_of_many_symbols_those_that_lack_something_are_listed_first() -> None:
+    day = pd.Timestamp("2024-05-15", tz="UTC")
+    many = [
+        Attendance(f"S{number:03d}", Calendar("fx"), "current", day, gaps=(Gap(day, day, 1),) * (number == 300))
+        for number in range(MOST_LISTED + 300)
+    ]
+    may = datetime(2024, 5, 1, tzinfo=UTC), datetime(2024, 6, 1, tzinfo=UTC)
+    assert [*by_symbol(check_market_time(many, may))] == [
+        "S300",
+        *(f"S{number:03d}" for number in range(MOST_LISTED - 1)),
+    ]
+
+
+def test_names_beyond_those_that_are_listed_are_counted() -> None:
+    assert listed(["B", "A"]) == ["A", "B"]
+    assert listed(str(number) for number in range(10_000, 10_000 + MOST_LISTED)) == [
+        str(number) for number in range(10_000, 10_000 + MOST_LISTED)
+    ]
+    assert listed(str(number) for number in range(10_000, 20_000))[-2:] == [str(10_049), "and 9,950 more"]

@@ -19,7 +19,7 @@ from mt5_crs_pipeline.core.bars import (
 )
 from mt5_crs_pipeline.defs.alerts import alert_outages
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, MARKET_CHECK, check_bars, check_market_time
-from mt5_crs_pipeline.defs.metadata import column_schema, row_metadata, write_months
+from mt5_crs_pipeline.defs.metadata import column_schema, listed, row_metadata, write_months
 from mt5_crs_pipeline.defs.partitions import monthly_asset, months_to_read, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
@@ -47,7 +47,7 @@ def market_data(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stor
             frame["time"],
             **changed,
             bars=len(latest_revisions(frame)),
-            symbols=sorted(frame["symbol"].unique()),
+            symbols=listed(frame["symbol"].unique()),
         )
     )
 
