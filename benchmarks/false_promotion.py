@@ -1,10 +1,10 @@
 """How often chance is promoted, and how soon an edge is: three rules on the same simulated markets.
 
-Run `python benchmarks/false_promotion.py`; it takes three quarters of an hour on two cores, with `--panels 60 --edges 10`
-a quarter of one. Every market has ten years of daily bars with volatility clustering and drift, alone or as ten symbols
-that move together. A model is trained anew every month on all bars before it, predicts the month, and every rule looks
-after every month. A rule that promotes once, at any look, has promoted. In the markets with an edge tomorrow goes
-today's way in 53, 55 or 58 % of the days; in the others nothing can be known.
+Run `python benchmarks/false_promotion.py`; it takes three quarters of an hour on two cores, with
+`--panels 60 --edges 10` a quarter of one. Every market has ten years of daily bars with volatility clustering and
+drift, alone or as ten symbols that move together. A model is trained anew every month on all bars before it, predicts
+the month, and every rule looks after every month. A rule that promotes once, at any look, has promoted. In the markets
+with an edge tomorrow goes today's way in 53, 55 or 58 % of the days; in the others nothing can be known.
 """
 
 import argparse
