@@ -217,10 +217,15 @@ def closes(bars: pd.DataFrame) -> bytes:
     from matplotlib.collections import LineCollection
     from matplotlib.dates import date2num
 
-    usable = bars.loc[bars["close"] > 0, ["symbol", "time", "close"]].sort_values("time", kind="stable")
-    opened, close = date2num(usable["time"]), usable["close"].to_numpy()  # type: ignore[no-untyped-call]
-    rows = usable.groupby("symbol").indices
-    lines = [(str(name), opened[at], close[at] / close[at[0]]) for name, at in rows.items()]
+    usable = bars[bars["close"] > 0]
+    names, row = _by_name(usable["symbol"])
+    # As numbers at once: the times of a Series with a time zone would be converted one by one.
+    opened: Any = date2num(usable["time"].to_numpy(dtype="datetime64[us]"))  # type: ignore[no-untyped-call]
+    order = np.lexsort((opened, row))
+    bounds = np.searchsorted(row[order], np.arange(1, len(names)))
+    opened, close = opened[order], usable["close"].to_numpy()[order]
+    each = zip(names, np.split(opened, bounds), np.split(close, bounds), strict=True)
+    lines = [(name, times, prices / prices[0]) for name, times, prices in each if len(times)]
     lines.sort(key=lambda line: (-float(line[2][-1]), line[0]))
     if not lines:
         return png_bytes(empty_figure("No closes to draw")[0])
@@ -255,7 +260,7 @@ def coverage(bars: pd.DataFrame) -> bytes:
     if bars.empty:
         return png_bytes(empty_figure("No bars to count")[0])
     months = (bars["time"].dt.year * 12 + bars["time"].dt.month - 1).to_numpy()
-    names, row = np.unique(bars["symbol"].astype(str).to_numpy(dtype=object), return_inverse=True)
+    names, row = _by_name(bars["symbol"])
     start, width = int(months.min()), int(months.max() - months.min()) + 1
     cells = np.zeros((len(names), width))
     np.add.at(cells, (row, months - start), 1)
@@ -267,7 +272,7 @@ def coverage(bars: pd.DataFrame) -> bytes:
     )
     month_names = [f"{month // 12}-{month % 12 + 1:02d}" for month in range(start, start + width)]
     ticks(axes, "x", np.arange(width), month_names, most=10)
-    ticks(axes, "y", np.arange(len(names)), names.tolist(), most=20)
+    ticks(axes, "y", np.arange(len(names)), names, most=20)
     axes.grid(visible=False)
     axes.set_xlabel(f"month (UTC); the darkest has {_count(int(cells.max()), 'bar')}")
     return png_bytes(figure)
@@ -342,6 +347,12 @@ def plain_log_ticks(axes: "Axes") -> None:
     axes.yaxis.set_major_locator(MaxNLocator(6) if high < 8 * low else LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _by_name(symbols: pd.Series) -> tuple[list[str], npt.NDArray[np.intp]]:
+    """Return the symbols, sorted, and the place of each row's symbol among them."""
+    row, names = pd.factorize(symbols, sort=True)
+    return [str(name) for name in names], row
 
 
 def _shown_importance(importance: "pd.Series[float]") -> "tuple[pd.Series[float], str]":
