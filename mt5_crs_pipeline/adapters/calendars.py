@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from mt5_crs_pipeline.core.market_time import (
     FX,
     Attendance,
     Calendar,
+    Microseconds,
     attendance,
     closing_times,
     expected_bars,
@@ -59,8 +59,8 @@ def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
 
 def lake_attendance(lake: Lake, timeframe: str, chosen: Mapping[str, str], now: datetime) -> list[Attendance]:
     """Compare all bars in the lake with the market's time until `now`; see core.market_time.attendance."""
-    times = _times(lake.read(MARKET_DATA, lake.months(MARKET_DATA), _OPENED))
-    return attendance(times, _calendars(times, chosen), sessions, timeframe, now)
+    bars = _opened(lake.read(MARKET_DATA, lake.months(MARKET_DATA), _OPENED))
+    return attendance(bars, _calendars(bars, chosen), sessions, timeframe, now)
 
 
 def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datetime, until: datetime) -> bool:
@@ -73,35 +73,35 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
     recorded = pc.max(bars["recorded_at"]).as_py()
     if recorded is None or recorded > since or timeframe in ("W1", "MN1"):
         return True
-    times = _times(bars)
+    opened = _opened(bars)
     start = since - pd.Timedelta(days=_MARGIN_DAYS)
     owed: dict[str, pd.DataFrame] = {}
-    for symbol, calendar in _calendars(times, chosen).items():
+    for symbol, calendar in _calendars(opened, chosen).items():
         if calendar.name not in owed:
             owed[calendar.name] = expected_bars(sessions(calendar.name, start, until), timeframe, start, until)
         if owed[calendar.name].empty:  # The library does not know the exchange that long.
             return True
-        closes = closing_times(owed[calendar.name], times[symbol], timeframe)
+        closes = closing_times(owed[calendar.name], opened[symbol], timeframe)
         if ((closes > since) & (closes <= until)).to_numpy().any():
             return True
     return False
 
 
-def _times(bars: pa.Table) -> dict[str, pd.Series]:
-    """Return when the bars of every symbol open, sorted; a bar with several versions comes as often."""
+def _opened(bars: pa.Table) -> dict[str, Microseconds]:
+    """Return when the bars of every symbol opened, sorted; a bar with several versions comes as often."""
     symbols = bars["symbol"].unify_dictionaries().combine_chunks()
     names = symbols.dictionary.to_pylist()
     # The smallest numbers are sorted the fastest.
     codes = symbols.indices.to_numpy().astype(np.min_scalar_type(len(names)))
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
     order = np.argsort(codes, kind="stable")
-    times = bars["time"].to_pandas().array.take(order)
-    bounds = pairwise(np.searchsorted(codes[order], np.arange(len(names) + 1)))
-    return {name: pd.Series(times[start:end]) for name, (start, end) in zip(names, bounds, strict=True)}
+    opened = bars["time"].cast(pa.int64()).to_numpy()[order]
+    bounds = np.cumsum(np.bincount(codes, minlength=len(names)))
+    return dict(zip(names, np.split(opened, bounds[:-1]), strict=True))
 
 
-def _calendars(times: Mapping[str, pd.Series], chosen: Mapping[str, str]) -> dict[str, Calendar]:
+def _calendars(bars: Mapping[str, Microseconds], chosen: Mapping[str, str]) -> dict[str, Calendar]:
     return {
         symbol: Calendar(chosen[symbol], is_guess=False) if symbol in chosen else guess_calendar(symbol, opened)
-        for symbol, opened in times.items()
+        for symbol, opened in bars.items()
     }

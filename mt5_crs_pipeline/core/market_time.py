@@ -1,7 +1,8 @@
 """When a market is open, which bars it owes for that, and what it means when one of them is missing.
 
 A market's time is a frame of sessions with `open` and `close` (datetime64[us, UTC], sorted, half-open). Two calendars
-are made here, "fx" and "24/7"; those of exchanges are handed in as sessions too.
+are made here, "fx" and "24/7"; those of exchanges are handed in as sessions too. When bars opened is told in
+microseconds since 1970 in UTC: arrays of numbers, for a thousand symbols are a thousand of them.
 """
 
 import re
@@ -15,6 +16,7 @@ import pandas as pd
 
 from mt5_crs_pipeline.core.bars import TIMEFRAME_MINUTES, check_symbol
 from mt5_crs_pipeline.core.errors import ConfigurationError
+from mt5_crs_pipeline.core.revisions import microseconds
 
 ALWAYS_OPEN: Final = "24/7"
 FX: Final = "fx"
@@ -113,8 +115,8 @@ def parse_calendars(text: str) -> dict[str, str]:
     return chosen
 
 
-def guess_calendar(symbol: str, times: pd.Series) -> Calendar:
-    """Return the calendar that a symbol's name and the times (UTC) of its bars suggest.
+def guess_calendar(symbol: str, opened: Microseconds) -> Calendar:
+    """Return the calendar that a symbol's name and when its bars `opened` suggest.
 
     Two currencies, or a metal and a currency, make the FX week, whatever follows after a dot; bars on Saturdays and on
     Sundays 24/7; the rest is open on five days: around the clock like FX, or, with the name of a stock, like New York.
@@ -122,8 +124,7 @@ def guess_calendar(symbol: str, times: pd.Series) -> Calendar:
     pair = _PAIR.match(symbol.upper())
     if pair and pair[1] in _CURRENCIES.union(_METALS) and pair[2] in _CURRENCIES:
         return Calendar(FX)
-    if len(times):
-        opened = _us(times)
+    if len(opened):
         days = np.bincount((opened // _DAY_US + _EPOCH_DAY) % 7, minlength=7) / len(opened)
         if days[_SATURDAY:].min() >= _OPEN_FROM:
             return Calendar(ALWAYS_OPEN)
@@ -158,7 +159,7 @@ def expected_bars(sessions: pd.DataFrame, timeframe: str, start: datetime, end: 
     `sessions`) and slot (the bar's number in its session). A session owes one D1 bar, and of an intraday timeframe one
     every so many minutes from its open on. W1 and MN1 begin where the broker likes: nothing is expected of them.
     """
-    opens, closes = _us(sessions["open"]), _us(sessions["close"])
+    opens, closes = microseconds(sessions["open"]), microseconds(sessions["close"])
     step = TIMEFRAME_MINUTES.get(timeframe, 0) * _MINUTE_US
     if timeframe in ("W1", "MN1"):
         counts = np.zeros(len(opens), dtype=np.int64)
@@ -181,21 +182,21 @@ def expected_bars(sessions: pd.DataFrame, timeframe: str, start: datetime, end: 
     return bars[(bars["open"] >= start) & (bars["open"] < end)].reset_index(drop=True)
 
 
-def are_there(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Say of each expected bar whether one of the bars opened at `times` (UTC, sorted) covers its middle.
+def are_there(expected: pd.DataFrame, opened: Microseconds, timeframe: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Say of each expected bar whether one of the bars that `opened` (sorted) covers its middle.
 
     Not whether it opens at the same instant: a daily bar may be stamped by the broker's midnight, by that of UTC or of
     the exchange, and an hour may be counted from the open or from the full hour.
     """
-    return _cover(_us(times), _middles(expected), timeframe)
+    return _cover(opened, _middles(expected), timeframe)
 
 
 def _middles(expected: pd.DataFrame) -> Microseconds:
-    middles: Microseconds = (_us(expected["open"]) + _us(expected["close"])) // 2
+    middles: Microseconds = (microseconds(expected["open"]) + microseconds(expected["close"])) // 2
     return middles
 
 
-def _cover(opened: Any, middles: Any, timeframe: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _cover(opened: Microseconds, middles: Microseconds, timeframe: str) -> np.ndarray[Any, np.dtype[np.bool_]]:
     length = TIMEFRAME_MINUTES[timeframe] * _MINUTE_US
     before = np.searchsorted(opened, middles, side="right") - 1
     there: np.ndarray[Any, np.dtype[np.bool_]] = before >= 0
@@ -203,14 +204,14 @@ def _cover(opened: Any, middles: Any, timeframe: str) -> np.ndarray[Any, np.dtyp
     return there
 
 
-def closing_times(expected: pd.DataFrame, times: pd.Series, timeframe: str) -> pd.DataFrame:
+def closing_times(expected: pd.DataFrame, opened: Microseconds, timeframe: str) -> pd.DataFrame:
     """Return `market` and `bar` (UTC) of each expected bar: when the market closes it, and when it ends as stamped.
 
     A day stamped by its midnight in New York ends there hours after the market has closed. Stamps are taken to lie as
     far from the session's open as that of the newest bar that was expected; without one, a day ends with the market's.
     """
-    opens, market, opened = _us(expected["open"]), _us(expected["close"]), _us(times)
-    there = np.flatnonzero(are_there(expected, times, timeframe))
+    opens, market = microseconds(expected["open"]), microseconds(expected["close"])
+    there = np.flatnonzero(are_there(expected, opened, timeframe))
     return pd.DataFrame({"market": expected["close"], "bar": _utc(_bar_ends(opens, market, opened, there, timeframe))})
 
 
@@ -231,21 +232,21 @@ def _bar_ends(
 
 
 def attendance(
-    times: Mapping[str, pd.Series],
+    bars: Mapping[str, Microseconds],
     calendars: Mapping[str, Calendar],
     sessions: Callable[[str, datetime, datetime], pd.DataFrame],
     timeframe: str,
     now: datetime,
 ) -> list[Attendance]:
-    """Compare the bars of every symbol, opened at `times` (UTC, sorted), with its calendar until `now`.
+    """Compare the bars of every symbol, by when they opened (sorted, at least one), with its calendar until `now`.
 
     `sessions(name, start, end)` returns those of a calendar. A missing bar is a holiday's when most other symbols of
     the calendar, among those that had bars before and after, lack it too, for at most LONGEST_HOLIDAY. What else is
     missing between a symbol's bars is a gap; after them an outage, once it closed ALLOWANCE ago.
     """
     found = []
-    for name in sorted({calendars[symbol].name for symbol in times}):
-        members = {symbol: _us(times[symbol]) for symbol in sorted(times) if calendars[symbol].name == name}
+    for name in sorted({calendars[symbol].name for symbol in bars}):
+        members = {symbol: opened for symbol, opened in bars.items() if calendars[symbol].name == name}
         start = _timestamp(min(opened[0] for opened in members.values())) - pd.Timedelta(days=1)
         expected = expected_bars(sessions(name, start, now), timeframe, start, now)
         found += _of_calendar(members, calendars, expected[expected["close"] <= now], timeframe, now)
@@ -253,7 +254,7 @@ def attendance(
 
 
 def _of_calendar(
-    times: Mapping[str, Microseconds],
+    bars: Mapping[str, Microseconds],
     calendars: Mapping[str, Calendar],
     expected: pd.DataFrame,
     timeframe: str,
@@ -263,9 +264,9 @@ def _of_calendar(
     missing: dict[str, np.ndarray[Any, Any]] = {}
     ends: dict[str, Attendance] = {}
     slots, sessions, middles = expected["slot"].to_numpy(), expected["session"].to_numpy(), _middles(expected)
-    opens, market = _us(expected["open"]), _us(expected["close"])
+    opens, market = microseconds(expected["open"]), microseconds(expected["close"])
     closed_by = pd.Timestamp(now - ALLOWANCE).value // 1_000
-    for symbol, opened in times.items():
+    for symbol, opened in bars.items():
         ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(opened[-1]))
         there = _cover(opened, middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
         positions = np.flatnonzero(there)
@@ -328,12 +329,6 @@ def _gap(expected: pd.DataFrame, run: np.ndarray[Any, Any]) -> Gap:
 def _runs(positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     """Return sorted positions cut where one does not follow the other."""
     return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []
-
-
-def _us(times: pd.Series) -> Microseconds:
-    # Neither by the accessor .dt nor by an index, which take many times as long for a thousand symbols' few bars.
-    ticks: Microseconds = times.array.as_unit("us").asi8
-    return ticks
 
 
 def _timestamp(microseconds: np.int64) -> pd.Timestamp:

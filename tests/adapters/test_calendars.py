@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -10,6 +11,7 @@ from mt5_crs_pipeline.adapters.calendars import sessions
 from mt5_crs_pipeline.adapters.demo_bars import demo_bars
 from mt5_crs_pipeline.adapters.mt5 import read_bars
 from mt5_crs_pipeline.core.market_time import FX, Attendance, Calendar, attendance, expected_bars, guess_calendar
+from mt5_crs_pipeline.core.revisions import microseconds
 
 
 def at(*parts: int) -> datetime:
@@ -17,9 +19,9 @@ def at(*parts: int) -> datetime:
 
 
 def examined(bars: pd.DataFrame, timeframe: str, now: datetime, **chosen: str) -> dict[str, Attendance]:
-    times = {str(s): t.sort_values(ignore_index=True).drop_duplicates() for s, t in bars.groupby("symbol")["time"]}
-    calendars = {s: Calendar(chosen[s]) if s in chosen else guess_calendar(s, t) for s, t in times.items()}
-    return {one.symbol: one for one in attendance(times, calendars, sessions, timeframe, now)}
+    opened = {str(symbol): np.unique(microseconds(times)) for symbol, times in bars.groupby("symbol")["time"]}
+    calendars = {s: Calendar(chosen[s]) if s in chosen else guess_calendar(s, o) for s, o in opened.items()}
+    return {one.symbol: one for one in attendance(opened, calendars, sessions, timeframe, now)}
 
 
 def test_new_york_is_open_from_9_30_to_16_00_shorter_before_holidays_and_not_on_them() -> None:

@@ -22,6 +22,7 @@ from mt5_crs_pipeline.core.market_time import (
     own_sessions,
     parse_calendars,
 )
+from mt5_crs_pipeline.core.revisions import microseconds
 
 
 def at(text: str) -> datetime:
@@ -54,7 +55,8 @@ def examined(
 ) -> dict[str, Attendance]:
     sessions = office_hours if calendar == "office" else own_sessions
     calendars = dict.fromkeys(times, Calendar(calendar))
-    return {one.symbol: one for one in attendance(times, calendars, sessions, timeframe, at(now))}
+    bars = {symbol: microseconds(opened) for symbol, opened in times.items()}
+    return {one.symbol: one for one in attendance(bars, calendars, sessions, timeframe, at(now))}
 
 
 # ---------------------------------------------------------------- sessions and what they owe
@@ -120,9 +122,9 @@ def test_a_daily_bar_is_its_sessions_wherever_the_day_is_said_to_begin(stamp: st
         "the open of the session": sessions["open"],
     }[stamp].dt.as_unit("us")
     expected = expected_bars(sessions, "D1", at("2024-01-01"), at("2025-01-01"))
-    assert are_there(expected, bars, "D1").all()
+    assert are_there(expected, microseconds(bars), "D1").all()
     missing = np.arange(len(bars)) % 7 == 3
-    assert (are_there(expected, bars[~missing], "D1") == ~missing).all()
+    assert (are_there(expected, microseconds(bars[~missing]), "D1") == ~missing).all()
 
 
 def test_the_two_hours_of_sunday_in_a_file_of_utc_days_are_not_mondays_bar() -> None:
@@ -130,7 +132,7 @@ def test_the_two_hours_of_sunday_in_a_file_of_utc_days_are_not_mondays_bar() -> 
         own_sessions(FX, at("2024-06-07"), at("2024-06-12")), "D1", at("2024-06-06"), at("2024-06-12")
     )
     # Friday, Sunday, Tuesday.
-    there = are_there(expected, stamps("2024-06-07", "2024-06-09", "2024-06-11"), "D1")
+    there = are_there(expected, microseconds(stamps("2024-06-07", "2024-06-09", "2024-06-11")), "D1")
     assert there.tolist()[:3] == [True, False, True]
 
 
@@ -139,20 +141,22 @@ def test_four_hour_bars_are_found_on_either_grid(first: str) -> None:
     sessions = own_sessions(FX, at("2024-06-09"), at("2024-06-14 21:00"))
     expected = expected_bars(sessions, "H4", at("2024-06-09"), at("2024-06-15"))
     bars = every(f"2024-06-09 {first}", "2024-06-14 21:00", "4h")
-    assert len(expected) == 30 and are_there(expected, bars, "H4").all()
-    assert (~are_there(expected, bars.drop(7), "H4")).sum() == 1
+    assert len(expected) == 30 and are_there(expected, microseconds(bars), "H4").all()
+    assert (~are_there(expected, microseconds(bars.drop(7)), "H4")).sum() == 1
 
 
 def test_a_bar_closes_when_it_ends_as_it_is_stamped_if_that_is_later_than_the_market() -> None:
     sessions = office_hours("", at("2024-04-29"), at("2024-05-02"))
     expected = expected_bars(sessions, "D1", at("2024-04-29"), at("2024-05-02"))
-    by_midnight = closing_times(expected, stamps("2024-04-29 00:00"), "D1")
+    by_midnight = closing_times(expected, microseconds(stamps("2024-04-29 00:00")), "D1")
     assert by_midnight["market"].tolist() == stamps("2024-04-29 12:30", "2024-04-30 12:30").tolist()
     assert by_midnight["bar"].tolist() == stamps("2024-04-30 00:00", "2024-05-01 00:00").tolist()
-    new_york = closing_times(expected, stamps("2024-04-29 04:00"), "D1")
+    new_york = closing_times(expected, microseconds(stamps("2024-04-29 04:00")), "D1")
     assert new_york["bar"].tolist() == stamps("2024-04-30 04:00", "2024-05-01 04:00").tolist()
     hours = expected_bars(sessions, "H1", at("2024-04-29"), at("2024-04-30"))
-    assert closing_times(hours, stamps("2024-04-29 09:00"), "H1")["bar"].iloc[-1] == at("2024-04-29 13:00")
+    assert closing_times(hours, microseconds(stamps("2024-04-29 09:00")), "H1")["bar"].iloc[-1] == at(
+        "2024-04-29 13:00"
+    )
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
@@ -163,7 +167,7 @@ def test_a_bar_of_summer_says_when_those_of_winter_end_to_an_hour(zone: str) -> 
     expected = expected_bars(sessions, "D1", at("2024-09-01"), at("2025-07-01"))
     for known in (sessions.index[:5], sessions.index[:100]):  # to October, to February
         stamps = days[known].dt.tz_localize(zone).dt.tz_convert("UTC").dt.as_unit("us")
-        early = ends - closing_times(expected, stamps, "D1")["bar"]
+        early = ends - closing_times(expected, microseconds(stamps), "D1")["bar"]
         assert early.iloc[: len(known)].iloc[-1] == pd.Timedelta(0)
         assert early.between(pd.Timedelta(0), pd.Timedelta(hours=1)).all()
 
@@ -277,7 +281,7 @@ def test_bars_that_no_session_owes_are_no_fault() -> None:
 def test_each_symbol_is_held_against_its_own_calendar() -> None:
     weekdays_only = weekdays("2024-06-03", "2024-06-15")
     found = attendance(
-        {"B": weekdays_only, "A": weekdays_only},
+        dict.fromkeys("BA", microseconds(weekdays_only)),
         {"A": Calendar(FX), "B": Calendar(ALWAYS_OPEN, is_guess=False)},
         own_sessions,
         "D1",
@@ -322,7 +326,7 @@ SUNDAYS_TOO = pd.concat([WEEKDAYS, stamps("2024-01-07", "2024-01-14")]).sort_val
     ],
 )
 def test_a_calendar_is_guessed_from_the_name_and_the_days(symbol: str, times: pd.Series, name: str) -> None:
-    assert guess_calendar(symbol, times) == Calendar(name, is_guess=True)
+    assert guess_calendar(symbol, microseconds(times)) == Calendar(name, is_guess=True)
 
 
 def test_choices_are_pairs_of_symbol_and_calendar() -> None:
