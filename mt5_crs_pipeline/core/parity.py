@@ -109,10 +109,12 @@ def _histories(revisions: pd.DataFrame, rows: pd.DataFrame, lookback: int) -> pd
         read = lookback
         while True:
             # Later versions come last, so those of the oldest bar that are cut off are not its latest.
-            state = np.arange(max(end - read, begin), end)
-            state = state[recorded[state] <= recorded_at]
-            state = state[np.diff(times[state], append=np.iinfo(np.int64).max) != 0][-lookback:]
-            if len(state) == lookback or read >= end - begin:
+            start = max(end - read, begin)
+            state = start + np.flatnonzero(recorded[start:end] <= recorded_at)
+            is_latest = np.ones(len(state), dtype=np.bool_)
+            np.not_equal(times[state[1:]], times[state[:-1]], out=is_latest[:-1])
+            state = state[is_latest][-lookback:]
+            if len(state) == lookback or start == begin:
                 break
             read *= 2
         found.append(state if len(state) and times[state[-1]] == time else state[:0])

@@ -94,9 +94,10 @@ class FeatureStream:
         finer, coarser = panel.ticks_per_hour // _TICKS_PER_HOUR, _TICKS_PER_HOUR // panel.ticks_per_hour
         microseconds = panel.time // finer if finer else panel.time * coarser
         order = panel.source if len(panel.source) else np.arange(len(panel))
+        symbols = bars["symbol"].to_numpy()
         for start, end in zip(panel.starts[:-1], panel.starts[1:], strict=True):
             rows = order[max(start, end - self.lookback) : end]
-            buffer = self._buffers[str(bars["symbol"].iloc[rows[0]])] = _Buffer(self.lookback)
+            buffer = self._buffers[str(symbols[rows[0]])] = _Buffer(self.lookback)
             buffer.fill(microseconds[rows], [panel.columns[name][rows] for name in INPUTS])
 
 
