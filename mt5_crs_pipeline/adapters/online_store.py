@@ -17,8 +17,9 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+from psycopg2 import Binary
 from psycopg2.extensions import cursor as Cursor  # noqa: N812 - the type, beside variables called cursor
-from psycopg2.sql import SQL, Composed, Identifier
+from psycopg2.sql import SQL, Composed, Identifier, Literal
 
 from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, connected
@@ -185,17 +186,17 @@ class OnlineStore:
         return {symbol for symbol, key in zip(symbols, keys, strict=True) if key not in written}
 
     def _values(self, rows: pa.Table) -> npt.NDArray[np.float64]:
-        """Return the features, a row per row; what is missing is NaN."""
-        return np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
+        """Return the features, a row per row; what is missing is NaN, and there is one NaN."""
+        values = np.column_stack([rows[name].to_numpy() for name in self._names]).astype("<f8")
+        values[np.isnan(values)] = math.nan
+        return values
 
     def _lines(self, rows: pa.Table, keys: Sequence[bytes]) -> io.StringIO:
         """Return a line per row for COPY: entity key, event and created time, values as Feast has them.
 
         The encoding of a double is a prefix and its eight bytes, whatever the double.
         """
-        from feast.protos.feast.types.Value_pb2 import Value
-
-        prefix = Value(double_val=1.0).SerializeToString()[:-8]
+        prefix = _encoded(1.0)[:-8]
         values = self._values(rows)
         encoded = np.empty(values.shape, dtype=[("prefix", f"S{len(prefix)}"), ("double", "<f8")])
         encoded["prefix"], encoded["double"] = prefix, values
@@ -210,7 +211,7 @@ class OnlineStore:
         )
 
     def _statement(self, statement: str) -> Composed:
-        return SQL(statement).format(table=self._table(), value=SQL(_VALUE))
+        return SQL(statement).format(table=self._table(), value=SQL(_VALUE).format(Literal(Binary(_encoded(math.nan)))))
 
     def _table(self) -> Identifier:
         return Identifier(FEAST_SCHEMA, self._table_name())
@@ -222,8 +223,9 @@ class OnlineStore:
         return name
 
 
-# Nine bytes for each double; a missing value is an empty message.
-_VALUE: Final = "case when c.value_text[i] is null then ''::bytea else substring(c.value from 9 * i::int - 8 for 9) end"
+# Nine bytes for each double; a missing value is an empty message. Each of the texts is found by going through those
+# before it, so they are not looked at but for what is written.
+_VALUE: Final = "coalesce(nullif(substring(c.value from 9 * i::int - 8 for 9), {}), '')"
 _HOLD_OFF: Final = (
     # By the times of all features: a view that has changed holds some that are no longer, or not yet, among the names.
     "select c.row - 1 from unnest(%s::bytea[], %s::timestamptz[]) with ordinality as c (entity_key, event_ts, row)"
@@ -247,6 +249,14 @@ _INSERT: Final = (
     " on conflict (entity_key, feature_name) do nothing"
 )
 _WRITTEN: Final = "select distinct entity_key from {table} where xmin = pg_current_xact_id()::xid"
+
+
+def _encoded(value: float) -> bytes:
+    """Return a double as Feast stores it."""
+    from feast.protos.feast.types.Value_pb2 import Value
+
+    message: bytes = Value(double_val=value).SerializeToString()
+    return message
 
 
 def _datetimes(column: pa.ChunkedArray) -> list[datetime]:

@@ -280,16 +280,16 @@ def _of_calendar(
         awaited = last + 1 + np.flatnonzero(~there[last + 1 :])
         if np.count_nonzero(np.diff(sessions[awaited], prepend=-1)) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
-        else:
+        elif len(awaited):
             due = _bar_ends(opens, market, opened, positions, timeframe)[awaited] <= closed_by
             if due.any():
-                outage = _gap(expected, awaited[: int(np.flatnonzero(due)[-1]) + 1])
+                outage = _gap(opens, awaited[: int(np.flatnonzero(due)[-1]) + 1])
                 ends[symbol] = replace(ends[symbol], state="outage", outage=outage)
     holiday = _holidays(expected, 2 * (lacking - 1) > alive - 1)
     return [
         replace(
             end,
-            gaps=tuple(_gaps(expected, missing[symbol][~holiday[missing[symbol]]])),
+            gaps=tuple(_gap(opens, run) for run in _runs(missing[symbol][~holiday[missing[symbol]]])),
             holiday_bars=int(holiday[missing[symbol]].sum()),
         )
         if symbol in missing
@@ -318,12 +318,8 @@ def _holidays(expected: pd.DataFrame, shared: np.ndarray[Any, Any]) -> np.ndarra
     return holiday
 
 
-def _gaps(expected: pd.DataFrame, positions: np.ndarray[Any, Any]) -> list[Gap]:
-    return [_gap(expected, run) for run in _runs(positions)]
-
-
-def _gap(expected: pd.DataFrame, run: np.ndarray[Any, Any]) -> Gap:
-    return Gap(expected["open"].iloc[run[0]], expected["open"].iloc[run[-1]], len(run))
+def _gap(opens: Microseconds, run: np.ndarray[Any, Any]) -> Gap:
+    return Gap(_timestamp(opens[run[0]]), _timestamp(opens[run[-1]]), len(run))
 
 
 def _runs(positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:

@@ -9,6 +9,7 @@ from mt5_crs_pipeline.adapters.bar_store import months_with_bars
 from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, certify, parity_of_lake, parity_of_online_store
 from mt5_crs_pipeline.adapters.lake import EXTRACT, TECHNICAL_FEATURES
 from mt5_crs_pipeline.adapters.online_store import newest_in_lake
+from mt5_crs_pipeline.core.backfill import months_between
 from mt5_crs_pipeline.core.errors import InputError
 from mt5_crs_pipeline.core.feature_rows import (
     IS_COMPLETE,
@@ -76,7 +77,8 @@ def _refuse_a_hole(stores: Stores, revisions: pd.DataFrame, months: Sequence[str
     where a symbol has too few bars before `months`, over any earlier one.
     """
     there = {*months, *stores.lake.months(EXTRACT)}
-    absent = [month for month in MONTHS.get_partition_keys() if month < max(months) and month not in there]
+    earlier = months_between(str(MONTHS.get_first_partition_key()), max(months))
+    absent = [month for month in earlier if month not in there]
     if not absent or revisions.empty:
         return
     begins, _ = window(months)
