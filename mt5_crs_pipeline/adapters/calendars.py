@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -96,8 +97,8 @@ def _opened(bars: pa.Table) -> dict[str, Microseconds]:
     # The lake's months, and the bars of each symbol in them, are in order: a stable sort by symbol is one by time.
     order = np.argsort(codes, kind="stable")
     opened = bars["time"].cast(pa.int64()).to_numpy()[order]
-    bounds = np.cumsum(np.bincount(codes, minlength=len(names)))
-    return dict(zip(names, np.split(opened, bounds[:-1]), strict=True))
+    bounds = pairwise(np.searchsorted(codes[order], np.arange(len(names) + 1)))
+    return {name: opened[start:end] for name, (start, end) in zip(names, bounds, strict=True)}
 
 
 def _calendars(bars: Mapping[str, Microseconds], chosen: Mapping[str, str]) -> dict[str, Calendar]:

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, Final
 
 import pandas as pd
+import pyarrow as pa
 
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
@@ -34,16 +35,16 @@ class StoredMonths:
         return self._lake.read_with_history(MARKET_DATA, self.months, history, CLOSED_BAR_SCHEMA, self._symbols)
 
     @cached_property
-    def features(self) -> pd.DataFrame:
-        """All versions of the feature rows."""
-        rows: pd.DataFrame = self._lake.read(TECHNICAL_FEATURES, self.months, feature_schema()).to_pandas()
-        return rows
+    def features(self) -> pa.Table:
+        """All versions of the feature rows; as a frame they would be there twice."""
+        return self._lake.read(TECHNICAL_FEATURES, self.months, feature_schema())
 
 
 def parity_of_lake(stored: StoredMonths) -> Parity:
     """Compare the newest row of every symbol, older rows and old versions with fresh computations."""
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
-    chosen = sample(stored.features, OLDER_ROWS, seed=len(stored.features))
+    keys = stored.features.select(["symbol", "time", RECORDED_AT]).to_pandas()
+    chosen = stored.features.take(sample(keys, OLDER_ROWS, seed=len(keys))).to_pandas()
     return compare(chosen, adjusted(stored.bars), PIPELINE_FEATURES)
 
 
@@ -87,7 +88,8 @@ def parity_of_training_rows(lake: Lake, rows: pd.DataFrame, in_force: pd.DataFra
     """
     dated = rows.merge(in_force, on=["symbol", EVENT_TIMESTAMP], how="left")
     bars = StoredMonths(lake, lake.months(MARKET_DATA)).bars
-    return compare(sample(dated, OLDER_ROWS, seed=len(dated)), adjusted(bars), PIPELINE_FEATURES)
+    chosen = dated.take(sample(dated, OLDER_ROWS, seed=len(dated)))
+    return compare(chosen, adjusted(bars), PIPELINE_FEATURES)
 
 
 def certify(parity: Parity) -> dict[str, Any]:

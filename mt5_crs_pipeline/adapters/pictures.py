@@ -7,6 +7,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -222,10 +223,12 @@ def closes(bars: pd.DataFrame) -> bytes:
     # As numbers at once: the times of a Series with a time zone would be converted one by one.
     opened: Any = date2num(usable["time"].to_numpy(dtype="datetime64[us]"))  # type: ignore[no-untyped-call]
     order = np.lexsort((opened, row))
-    bounds = np.searchsorted(row[order], np.arange(1, len(names)))
+    bounds = pairwise(np.searchsorted(row[order], np.arange(len(names) + 1)))
     opened, close = opened[order], usable["close"].to_numpy()[order]
-    each = zip(names, np.split(opened, bounds), np.split(close, bounds), strict=True)
-    lines = [(name, times, prices / prices[0]) for name, times, prices in each if len(times)]
+    lines = [
+        (name, opened[start:end], close[start:end] / close[start])
+        for name, (start, end) in zip(names, bounds, strict=True)
+    ]
     lines.sort(key=lambda line: (-float(line[2][-1]), line[0]))
     if not lines:
         return png_bytes(empty_figure("No closes to draw")[0])

@@ -37,10 +37,10 @@ class Parity:
 NOTHING_COMPARED: Final = Parity(rows=0, values=0, different=0, first_difference=None)
 
 
-def sample(rows: pd.DataFrame, older: int, seed: int) -> pd.DataFrame:
-    """Return the newest row of every symbol, `older` random others, and as many versions that were superseded.
+def sample(rows: pd.DataFrame, older: int, seed: int) -> npt.NDArray[np.intp]:
+    """Return where the newest row of every symbol is, `older` random others, and as many superseded versions.
 
-    The choice is the same for the same rows (symbol, time, recorded_at, ...) and seed.
+    In the order of the key, which is symbol, time and recorded_at; the same for the same keys and seed.
     """
     keys = rows[["symbol", "time", "recorded_at"]].reset_index(drop=True)
     keys = keys.sort_values(["symbol", "time", "recorded_at"], kind="stable")
@@ -49,8 +49,8 @@ def sample(rows: pd.DataFrame, older: int, seed: int) -> pd.DataFrame:
     places = pd.Series(np.arange(len(keys)))
     groups = [places[~newest & ~superseded], places[superseded]]
     chosen = [group.sample(min(older, len(group)), random_state=seed) for group in groups]
-    # The features, of which there are many, are moved of the chosen rows alone.
-    return rows.take(keys.index.to_numpy()[pd.concat([places[newest], *chosen]).sort_values()])
+    found: npt.NDArray[np.intp] = keys.index.to_numpy()[pd.concat([places[newest], *chosen]).sort_values()]
+    return found
 
 
 def compare(stored: pd.DataFrame, revisions: pd.DataFrame, config: FeatureConfig) -> Parity:

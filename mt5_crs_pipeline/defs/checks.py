@@ -138,9 +138,12 @@ def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datet
 def check_features(stored: StoredMonths) -> dg.AssetCheckResult:
     """Result of FEATURES_CHECK on the features of the months and the bars they stand for."""
     key = ["symbol", EVENT_TIMESTAMP]
-    bars, versions = latest_revisions(stored.bars), stored.features
-    is_whole = versions[get_feature_names(PIPELINE_FEATURES)].notna().all(axis=1) & versions[IS_COMPLETE]
-    rows = versions[[*key, RECORDED_AT]].assign(is_whole=is_whole).sort_values(RECORDED_AT, kind="stable")
+    bars = latest_revisions(stored.bars)
+    versions = stored.features.select([*key, KNOWN_AT, RECORDED_AT, IS_COMPLETE]).to_pandas()
+    is_whole = versions[IS_COMPLETE].to_numpy(dtype=bool, copy=True)
+    for name in get_feature_names(PIPELINE_FEATURES):
+        is_whole &= ~np.isnan(stored.features[name].to_numpy())
+    rows = versions.assign(is_whole=is_whole).sort_values(RECORDED_AT, kind="stable")
     rows = rows.drop_duplicates(key, keep="last")
     history = bars.groupby("symbol").cumcount() + 1
     bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(stored.months)]

@@ -90,15 +90,15 @@ def test_nothing_compared_proves_nothing(bars: pd.DataFrame, stored: pd.DataFram
 
 def test_a_sample_has_the_newest_row_of_every_symbol_and_others_by_the_seed(stored: pd.DataFrame) -> None:
     shuffled = stored.sample(frac=1, random_state=2)
-    chosen = sample(shuffled, older=20, seed=5)
+    chosen = shuffled.take(sample(shuffled, older=20, seed=5))
     assert len(chosen) == 23
     assert not chosen.duplicated(["symbol", "time"]).any()
     newest = stored.groupby("symbol")["time"].max()
     assert chosen.groupby("symbol")["time"].max().equals(newest)
-    pd.testing.assert_frame_equal(sample(stored, 20, 5), chosen)
-    assert not sample(stored, 20, 6)["time"].equals(chosen["time"])
-    assert len(sample(stored, older=10_000, seed=1)) == len(stored)
-    assert sample(stored.iloc[:0], 5, 1).empty
+    pd.testing.assert_frame_equal(stored.take(sample(stored, 20, 5)), chosen)
+    assert not stored.take(sample(stored, 20, 6))["time"].equals(chosen["time"])
+    assert sorted(sample(stored, older=10_000, seed=1)) == list(range(len(stored)))
+    assert not len(sample(stored.iloc[:0], 5, 1))
 
 
 def test_every_version_is_compared_with_the_bars_as_they_were_when_it_was_recorded(bars: pd.DataFrame) -> None:
@@ -123,7 +123,7 @@ def test_a_sample_covers_versions_that_were_superseded(bars: pd.DataFrame) -> No
     )
     versions = feature_rows(pd.concat([bars, again], ignore_index=True), "D1", CONFIG)
     superseded = versions.duplicated(["symbol", "time"], keep="last")
-    chosen = sample(versions, older=7, seed=3)
+    chosen = versions.take(sample(versions, older=7, seed=3))
     assert len(chosen) == 3 + 7 + 7
     assert not chosen.duplicated(["symbol", "time", "recorded_at"]).any()
     old = versions[superseded].set_index(["symbol", "time", "recorded_at"]).index
