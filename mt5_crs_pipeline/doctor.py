@@ -11,7 +11,7 @@ from mt5_crs_pipeline.adapters.calendars import lake_attendance
 from mt5_crs_pipeline.adapters.database import Database
 from mt5_crs_pipeline.adapters.feast_store import FeastStore
 from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, parity_of_lake, parity_of_online_store
-from mt5_crs_pipeline.adapters.lake import TECHNICAL_FEATURES, Lake, read_parquet
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake, read_parquet
 from mt5_crs_pipeline.adapters.live_predictions import live_record
 from mt5_crs_pipeline.adapters.model_store import ModelStore
 from mt5_crs_pipeline.adapters.postgres import connected, describe
@@ -89,7 +89,8 @@ def _lake(lake: Lake) -> str:
 
 
 def _market_time(settings: Settings) -> str:
-    found = lake_attendance(Lake(settings.lake), settings.timeframe, settings.calendars, datetime.now(UTC))
+    lake, now = Lake(settings.lake), datetime.now(UTC)
+    found = lake_attendance(lake, lake.months(MARKET_DATA), settings.timeframe, settings.calendars, now)
     parts = []
     for calendar in sorted({one.calendar.name for one in found}):
         of = [one for one in found if one.calendar.name == calendar]

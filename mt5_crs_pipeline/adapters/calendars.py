@@ -1,14 +1,13 @@
 """The market time of the symbols in the lake; that of exchanges comes from the library exchange_calendars."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA
@@ -24,9 +23,6 @@ from mt5_crs_pipeline.core.market_time import (
     guess_calendar,
     own_sessions,
 )
-
-# The stubs of the compute functions reject plain Python arguments.
-pc: Any = pyarrow.compute
 
 # Longer than any exchange is closed.
 _MARGIN_DAYS: Final = 20
@@ -58,9 +54,21 @@ def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
     return known[(known["close"] > start) & (known["open"] < end)].reset_index(drop=True)
 
 
-def lake_attendance(lake: Lake, timeframe: str, chosen: Mapping[str, str], now: datetime) -> list[Attendance]:
-    """Compare all bars in the lake with the market's time until `now`; see core.market_time.attendance."""
-    bars = _opened(lake.read(MARKET_DATA, lake.months(MARKET_DATA), _OPENED))
+def months_around(lake: Lake, month: str) -> list[str]:
+    """Return the lake's months from a year before `month` (or before its last, if that is earlier) on.
+
+    They show what symbols there are and which hours they keep: no run has to read a lake of many years for that.
+    """
+    months = lake.months(MARKET_DATA)
+    first = min([month, *months[-1:]])
+    return [one for one in months if one >= f"{int(first[:4]) - 1:04d}{first[4:]}"]
+
+
+def lake_attendance(
+    lake: Lake, months: Sequence[str], timeframe: str, chosen: Mapping[str, str], now: datetime
+) -> list[Attendance]:
+    """Compare the bars of `months` in the lake with the market's time until `now`; see core.market_time.attendance."""
+    bars = _opened(lake.read(MARKET_DATA, months, _OPENED))
     return attendance(bars, _calendars(bars, chosen), sessions, timeframe, now)
 
 
@@ -69,12 +77,10 @@ def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datet
 
     True where that cannot be known: without bars, and of W1 and MN1, of which nothing is expected.
     """
-    wanted = _OPENED.append(CLOSED_BAR_SCHEMA.field("recorded_at"))
-    bars = lake.read(MARKET_DATA, lake.months(MARKET_DATA), wanted)
-    recorded = pc.max(bars["recorded_at"]).as_py()
+    recorded = lake.greatest(MARKET_DATA, "recorded_at")
     if recorded is None or recorded > since or timeframe in ("W1", "MN1"):
         return True
-    opened = _opened(bars)
+    opened = _opened(lake.read(MARKET_DATA, months_around(lake, f"{since:%Y-%m}"), _OPENED))
     start = since - pd.Timedelta(days=_MARGIN_DAYS)
     owed: dict[str, pd.DataFrame] = {}
     for symbol, calendar in _calendars(opened, chosen).items():

@@ -54,6 +54,21 @@ class Lake:
         except (OSError, pa.ArrowException):
             return 0
 
+    def greatest(self, stage: str, column: str) -> Any:
+        """Return the greatest value of a column of `stage`, as its files say without being read; None without any.
+
+        Raises DamagedFileError when one does not say it.
+        """
+        found = []
+        for path in (self.file(stage, month) for month in self.months(stage)):
+            try:
+                said = pq.read_metadata(path)
+                at = said.schema.to_arrow_schema().get_field_index(column)
+                found += [said.row_group(group).column(at).statistics.max for group in range(said.num_row_groups)]
+            except (OSError, IndexError, AttributeError, pa.ArrowException) as error:
+                raise _damaged(path, str(error)) from error
+        return max(found, default=None)
+
     def write(self, stage: str, month: str, table: pa.Table) -> bool:
         """Make `table` the content of a month; True when the file changed. Equal content leaves the file alone."""
         path = self.file(stage, month)

@@ -53,13 +53,13 @@ def write_months(
 
     def write(month: str) -> tuple[int, int, bool]:
         part = rows.take(np.asarray(places.get(month, NO_ROWS)))
-        table = pa.Table.from_pandas(part, schema=schema, preserve_index=False).replace_schema_metadata()
+        table = pa.Table.from_pandas(part, schema=schema, preserve_index=False, nthreads=1).replace_schema_metadata()
         before = lake.row_count(stage, month)
         return len(part), before, lake.write(stage, month, table)
 
     changed = added = 0
-    # Parquet is made, and waits for the disk, outside Python's lock.
-    with ThreadPoolExecutor(core_count()) as pool:
+    # Parquet is made outside Python's lock, and as often as it is made it waits for the disk.
+    with ThreadPoolExecutor(2 * core_count()) as pool:
         for month, (count, before, is_other) in zip(months, pool.map(write, months), strict=True):
             changed += is_other
             added += count - before if is_other else 0

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from mt5_crs_pipeline.adapters.calendars import sessions
+from mt5_crs_pipeline.adapters.calendars import months_around, sessions
 from mt5_crs_pipeline.adapters.demo_bars import demo_bars
+from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.adapters.mt5 import read_bars
 from mt5_crs_pipeline.core.market_time import FX, Attendance, Calendar, attendance, expected_bars, guess_calendar
 from mt5_crs_pipeline.core.revisions import microseconds
@@ -35,6 +37,19 @@ def test_new_york_is_open_from_9_30_to_16_00_shorter_before_holidays_and_not_on_
     assert sessions("XNYS", at(2024, 7, 1), at(2024, 7, 2))["open"].tolist() == [
         pd.Timestamp("2024-07-01 13:30", tz="UTC")
     ]
+
+
+@pytest.mark.parametrize(
+    ("month", "first"),
+    [("2012-03", "2011-03"), ("2000-06", "2000-01"), ("2013-03", "2012-03"), ("2026-11", "2012-03")],
+)
+def test_a_run_looks_at_a_year_before_its_months_and_at_all_after(tmp_path: Path, month: str, first: str) -> None:
+    lake = Lake(tmp_path)
+    assert months_around(lake, month) == []
+    every = [f"{year}-{number:02d}" for year in range(2000, 2014) for number in range(1, 13)][:-9]
+    for one in every:
+        lake.write(MARKET_DATA, one, pa.table({"time": [one]}))
+    assert months_around(lake, month) == every[every.index(first) :]
 
 
 @pytest.mark.parametrize("name", ["XKRX", "XTKS", "XHKG", "XSHG"])

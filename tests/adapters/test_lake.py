@@ -83,6 +83,26 @@ def test_months_are_read_in_the_order_asked_for_and_columns_as_asked_for(lake: L
     assert read["close"].to_pylist() == bars["close"].tolist()
 
 
+def test_the_greatest_of_a_column_is_told_without_reading_it(lake: Lake) -> None:
+    assert lake.greatest(MARKET_DATA, "recorded_at") is None
+    bars = made_up_bars(60, first="2024-01-01")
+    fill(lake, bars)
+    assert lake.greatest(MARKET_DATA, "recorded_at") == closed(bars)["recorded_at"].max()
+    path = lake.file(MARKET_DATA, "2024-01")
+    whole = path.read_bytes()
+    unmeasured = pq.read_table(path)
+    pq.write_table(unmeasured, path, write_statistics=False)
+    with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged"):
+        lake.greatest(MARKET_DATA, "recorded_at")
+    for damaged in (whole[:-4], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged"):
+            lake.greatest(MARKET_DATA, "recorded_at")
+    path.write_bytes(whole)
+    with pytest.raises(DamagedFileError, match=r"2024-01\.parquet is damaged"):
+        lake.greatest(MARKET_DATA, "absent")
+
+
 def test_leftovers_and_other_files_are_no_months(lake: Lake) -> None:
     fill(lake, made_up_bars(3))
     for name in (".partial-x.parquet", "notes.txt", "x.parquet"):

@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
-from mt5_crs_pipeline.adapters.calendars import lake_attendance
+from mt5_crs_pipeline.adapters.calendars import lake_attendance, months_around
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
 from mt5_crs_pipeline.core.backfill import contiguous_ranges
 from mt5_crs_pipeline.core.bars import (
@@ -75,7 +75,8 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             quarantine(connection, rejected, source="table market_data")
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
     changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA, months)
-    found = lake_attendance(stores.lake, stores.timeframe, stores.calendars, datetime.now(UTC))
+    around = months_around(stores.lake, min(context.partition_keys))
+    found = lake_attendance(stores.lake, around, stores.timeframe, stores.calendars, datetime.now(UTC))
     alert_outages(stores, found, context.run.run_id)
     return dg.MaterializeResult(
         metadata=row_metadata(
