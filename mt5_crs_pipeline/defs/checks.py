@@ -77,14 +77,14 @@ LOOK_AHEAD_CHECK = dg.AssetCheckSpec(
 _MINUTE = "%Y-%m-%d %H:%M"
 
 
-def check_bars(lake: Lake, months: Sequence[str], timeframe: str) -> dg.AssetCheckResult:
-    """Result of BARS_CHECK on the files of `months`."""
+def check_bars(lake: Lake, months: Sequence[str], timeframe: str, *, pictured: bool = True) -> dg.AssetCheckResult:
+    """Result of BARS_CHECK on the files of `months`, with pictures of their bars."""
     revisions = lake.read(MARKET_DATA, months, CLOSED_BAR_SCHEMA).to_pandas()
     revisions["file"] = np.repeat(np.array(months, dtype=object), [lake.row_count(MARKET_DATA, one) for one in months])
     latest = latest_revisions(revisions)
     # Pictures hang on the check, which is one event, not on the materialization, which is one per month.
     seen: dict[str, Any] = {"bars": len(latest), "revisions": len(revisions)}
-    if len(latest):
+    if len(latest) and pictured:
         seen["closes"] = picture(pictures.closes(latest), "closes of every symbol")
         seen["coverage"] = picture(pictures.coverage(latest), "bars per symbol and month")
     return _result(

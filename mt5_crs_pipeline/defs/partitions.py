@@ -43,11 +43,16 @@ def changed_tag(months: Iterable[str]) -> dict[str, str]:
     return {_CHANGED: ",".join(months)}
 
 
+def changed_months(context: dg.AssetExecutionContext) -> list[str] | None:
+    """Return in which of the run's months bars have changed; None for a run that was not asked for by changes."""
+    changed = context.run.tags.get(_CHANGED)
+    return None if changed is None else changed.split(",")
+
+
 def months_to_read(context: dg.AssetExecutionContext, stored: Container[str]) -> list[str]:
     """Return the months of the run whose bars have to be read: all, or those that changed or are not `stored`."""
-    changed = context.run.tags.get(_CHANGED)
-    months = list(context.partition_keys)
-    return months if changed is None else [one for one in months if one in changed.split(",") or one not in stored]
+    changed, months = changed_months(context), list(context.partition_keys)
+    return months if changed is None else [one for one in months if one in changed or one not in stored]
 
 
 def window(months: Iterable[str]) -> tuple[datetime, datetime]:

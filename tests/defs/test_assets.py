@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters import feature_parity, promotion
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
+from mt5_crs_pipeline.core.backfill import months_between
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.model import PREDICTION_COLUMNS
@@ -24,6 +25,7 @@ from mt5_crs_pipeline.defs.assets.model import (
     training_set,
     xgboost_model,
 )
+from mt5_crs_pipeline.defs.checks import BARS_CHECK
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.settings import Settings
 from tests.adapters.small_model import card, model, planted_predictions, predictions
@@ -129,6 +131,14 @@ def test_months_that_are_only_reached_by_a_change_keep_their_bars(stores: Stores
         assert (metadata(run, name)["dagster/row_count"], metadata(run, name)["files_changed"]) == (0, 0)
     assert metadata(run, "technical_features")["dagster/row_count"] == len(year_of_bars())
     assert all(check.passed for check in run.get_asset_check_evaluations())
+
+
+def test_a_backfill_of_some_months_draws_nothing_in_place_of_the_pictures_of_all(stores: Stores) -> None:
+    year, may = months_between(FIRST, LAST), ["2012-05"]
+    for months, changed, drawn in ((year, year, True), (may, may, False), (may, None, True)):
+        run = materialize(stores, BARS, months[0], months[-1], changed=changed)
+        (check,) = [one for one in run.get_asset_check_evaluations() if one.check_name == BARS_CHECK.name]
+        assert check.passed and {"closes", "coverage"}.issubset(check.metadata) == drawn
 
 
 def test_months_go_online_in_any_order_and_the_newest_row_stays(

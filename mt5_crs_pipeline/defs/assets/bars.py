@@ -20,7 +20,7 @@ from mt5_crs_pipeline.core.bars import (
 from mt5_crs_pipeline.defs.alerts import alert_outages
 from mt5_crs_pipeline.defs.checks import BARS_CHECK, MARKET_CHECK, check_bars, check_market_time
 from mt5_crs_pipeline.defs.metadata import column_schema, listed, row_metadata, write_months
-from mt5_crs_pipeline.defs.partitions import monthly_asset, months_to_read, window
+from mt5_crs_pipeline.defs.partitions import changed_months, monthly_asset, months_to_read, window
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.steps import step
 from mt5_crs_pipeline.defs.timing import FRESHNESS
@@ -78,6 +78,8 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
     around = months_around(stores.lake, min(context.partition_keys))
     found = lake_attendance(stores.lake, around, stores.timeframe, stores.calendars, datetime.now(UTC))
     alert_outages(stores, found, context.run.run_id)
+    # Of a few changed months pictures would only take the place of those of all.
+    pictured = changed_months(context) is None or {*months}.issuperset(stores.lake.months(MARKET_DATA))
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(revisions),
@@ -89,7 +91,7 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             reasons=rejected["reason"].value_counts().to_dict(),
         ),
         check_results=[
-            check_bars(stores.lake, months, stores.timeframe),
+            check_bars(stores.lake, months, stores.timeframe, pictured=pictured),
             check_market_time(found, window(context.partition_keys)),
         ],
     )
