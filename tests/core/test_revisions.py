@@ -129,13 +129,17 @@ def corrected(bars: pd.DataFrame, rows: list[int], days: int) -> pd.DataFrame:
 def test_a_correction_adds_versions_of_exactly_the_rows_it_reaches_and_keeps_the_old_ones() -> None:
     bars = closed(random_bars(("A", "B"), 60))
     old = feature_rows(bars, "D1", WIDE)
-    new = feature_rows(pd.concat([bars, corrected(bars, [10], 3)], ignore_index=True), "D1", WIDE)
+    revisions = pd.concat([bars, corrected(bars, [10], 3)], ignore_index=True)
+    new = feature_rows(revisions, "D1", WIDE)
     kept = new.merge(old[KEY], on=KEY)
     assert_same(kept, old, WIDE)
     added = new[~new.set_index(KEY).index.isin(old.set_index(KEY).index)]
     assert added["symbol"].eq("A").all()
     assert added["time"].tolist() == bars["time"][10 : 10 + WIDE.lookback].tolist()
     assert added["known_at"].nunique() == added["recorded_at"].nunique() == 1
+    since = bars["time"][15]
+    later = new[new["time"] >= since].reset_index(drop=True)
+    assert_same(feature_rows(revisions, "D1", WIDE, since=since), later, WIDE)
 
 
 def test_a_late_bar_reaches_the_bars_after_it_and_is_known_at_its_close() -> None:
