@@ -232,6 +232,8 @@ def test_a_row_that_is_there_is_not_written_again_and_one_that_differs_in_a_bit_
     assert write(**{NAMES[0]: 0.0}).written == {"A": JANUARY, "B": JANUARY}
     told = write(**{NAMES[0]: 0.0})
     assert (told.written, told.left_alone) == ({}, {"A": JANUARY, "B": JANUARY})
+    # Missing is missing, whatever the bits of the NaN.
+    assert write(**{NAMES[0]: 0.0, NAMES[1]: -np.nan}).written == {}
     told = write(**{NAMES[0]: -0.0})
     assert (told.written, told.left_alone) == ({"A": JANUARY}, {"B": JANUARY})
     assert stored(feast, "A")[1][0] == bits([-0.0])[0]
