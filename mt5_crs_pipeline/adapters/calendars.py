@@ -54,10 +54,10 @@ def sessions(name: str, start: datetime, end: datetime) -> pd.DataFrame:
     return known[(known["close"] > start) & (known["open"] < end)].reset_index(drop=True)
 
 
-def months_around(lake: Lake, month: str) -> list[str]:
+def months_since_a_year_before(month: str, lake: Lake) -> list[str]:
     """Return the lake's months from a year before `month` (or before its last, if that is earlier) on.
 
-    They show what symbols there are and which hours they keep: no run has to read a lake of many years for that.
+    A year shows what symbols there are and which hours they keep: a run of the newest months does not have to read all.
     """
     months = lake.months(MARKET_DATA)
     first = min([month, *months[-1:]])
@@ -68,19 +68,20 @@ def lake_attendance(
     lake: Lake, months: Sequence[str], timeframe: str, chosen: Mapping[str, str], now: datetime
 ) -> list[Attendance]:
     """Compare the bars of `months` in the lake with the market's time until `now`; see core.market_time.attendance."""
-    bars = _opened(lake.read(MARKET_DATA, months, _OPENED))
-    return attendance(bars, _calendars(bars, chosen), sessions, timeframe, now)
+    opened = _opened(lake.read(MARKET_DATA, sorted(months), _OPENED))
+    return attendance(opened, _calendars(opened, chosen), sessions, timeframe, now)
 
 
 def has_news(lake: Lake, timeframe: str, chosen: Mapping[str, str], since: datetime, until: datetime) -> bool:
-    """Say whether a bar of any symbol in the lake closes in (since, until], or has been recorded since.
+    """Say whether a bar of any symbol closes in (since, until], or one in the lake has been recorded since.
 
-    True where that cannot be known: without bars, and of W1 and MN1, of which nothing is expected.
+    Symbols are those with bars in the lake since a year before. True where that cannot be known: without bars, and of
+    W1 and MN1, of which nothing is expected.
     """
     recorded = lake.greatest(MARKET_DATA, "recorded_at")
     if recorded is None or recorded > since or timeframe in ("W1", "MN1"):
         return True
-    opened = _opened(lake.read(MARKET_DATA, months_around(lake, f"{since:%Y-%m}"), _OPENED))
+    opened = _opened(lake.read(MARKET_DATA, months_since_a_year_before(f"{since:%Y-%m}", lake), _OPENED))
     start = since - pd.Timedelta(days=_MARGIN_DAYS)
     owed: dict[str, pd.DataFrame] = {}
     for symbol, calendar in _calendars(opened, chosen).items():
@@ -107,8 +108,8 @@ def _opened(bars: pa.Table) -> dict[str, Microseconds]:
     return {name: opened[start:end] for name, (start, end) in zip(names, bounds, strict=True)}
 
 
-def _calendars(bars: Mapping[str, Microseconds], chosen: Mapping[str, str]) -> dict[str, Calendar]:
+def _calendars(opened: Mapping[str, Microseconds], chosen: Mapping[str, str]) -> dict[str, Calendar]:
     return {
-        symbol: Calendar(chosen[symbol], is_guess=False) if symbol in chosen else guess_calendar(symbol, opened)
-        for symbol, opened in bars.items()
+        symbol: Calendar(chosen[symbol], is_guess=False) if symbol in chosen else guess_calendar(symbol, times)
+        for symbol, times in opened.items()
     }

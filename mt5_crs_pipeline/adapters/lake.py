@@ -62,11 +62,15 @@ class Lake:
         found = []
         for path in (self.file(stage, month) for month in self.months(stage)):
             try:
-                said = pq.read_metadata(path)
-                at = said.schema.to_arrow_schema().get_field_index(column)
-                found += [said.row_group(group).column(at).statistics.max for group in range(said.num_row_groups)]
-            except (OSError, IndexError, AttributeError, pa.ArrowException) as error:
+                file = pq.read_metadata(path)
+            except (OSError, pa.ArrowException) as error:
                 raise _damaged(path, str(error)) from error
+            at = file.schema.to_arrow_schema().get_field_index(column)
+            for group in range(file.num_row_groups):
+                said = file.row_group(group).column(at).statistics if at >= 0 else None
+                if said is None or not said.has_min_max:
+                    raise _damaged(path, f"it does not say the greatest {column}")
+                found.append(said.max)
         return max(found, default=None)
 
     def write(self, stage: str, month: str, table: pa.Table) -> bool:

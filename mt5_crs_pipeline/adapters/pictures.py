@@ -218,7 +218,7 @@ def closes(bars: pd.DataFrame) -> bytes:
     from matplotlib.collections import LineCollection
     from matplotlib.dates import date2num
 
-    usable = bars[bars["close"] > 0]
+    usable = bars.loc[bars["close"] > 0, ["symbol", "time", "close"]]
     names, row = _by_name(usable["symbol"])
     # As numbers at once: the times of a Series with a time zone would be converted one by one.
     opened: Any = date2num(usable["time"].to_numpy(dtype="datetime64[us]"))  # type: ignore[no-untyped-call]

@@ -232,29 +232,29 @@ def _bar_ends(
 
 
 def attendance(
-    bars: Mapping[str, Microseconds],
+    opened: Mapping[str, Microseconds],
     calendars: Mapping[str, Calendar],
     sessions: Callable[[str, datetime, datetime], pd.DataFrame],
     timeframe: str,
     now: datetime,
 ) -> list[Attendance]:
-    """Compare the bars of every symbol, by when they opened (sorted, at least one), with its calendar until `now`.
+    """Compare when the bars of every symbol `opened` (sorted, at least one) with its calendar until `now`.
 
     `sessions(name, start, end)` returns those of a calendar. A missing bar is a holiday's when most other symbols of
     the calendar, among those that had bars before and after, lack it too, for at most LONGEST_HOLIDAY. What else is
     missing between a symbol's bars is a gap; after them an outage, once it closed ALLOWANCE ago.
     """
     found = []
-    for name in sorted({calendars[symbol].name for symbol in bars}):
-        members = {symbol: opened for symbol, opened in bars.items() if calendars[symbol].name == name}
-        start = _timestamp(min(opened[0] for opened in members.values())) - pd.Timedelta(days=1)
+    for name in sorted({calendars[symbol].name for symbol in opened}):
+        members = {symbol: times for symbol, times in opened.items() if calendars[symbol].name == name}
+        start = _timestamp(min(times[0] for times in members.values())) - pd.Timedelta(days=1)
         expected = expected_bars(sessions(name, start, now), timeframe, start, now)
         found += _of_calendar(members, calendars, expected[expected["close"] <= now], timeframe, now)
     return sorted(found, key=lambda one: one.symbol)
 
 
 def _of_calendar(
-    bars: Mapping[str, Microseconds],
+    opened: Mapping[str, Microseconds],
     calendars: Mapping[str, Calendar],
     expected: pd.DataFrame,
     timeframe: str,
@@ -266,11 +266,13 @@ def _of_calendar(
     slots, sessions, middles = expected["slot"].to_numpy(), expected["session"].to_numpy(), _middles(expected)
     opens, market = microseconds(expected["open"]), microseconds(expected["close"])
     closed_by = pd.Timestamp(now - ALLOWANCE).value // 1_000
-    for symbol, opened in bars.items():
-        ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(opened[-1]))
-        there = _cover(opened, middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
+    for symbol, times in opened.items():
+        ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(times[-1]))
+        there = _cover(times, middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
         positions = np.flatnonzero(there)
         if not len(positions):
+            if len(np.unique(sessions[opens > times[-1]])) > ENDED_AFTER_SESSIONS:
+                ends[symbol] = replace(ends[symbol], state="ended")
             continue
         first, last = positions[0], positions[-1]
         there |= _in_daily_break(slots, there, first, last)
@@ -281,7 +283,7 @@ def _of_calendar(
         if np.count_nonzero(np.diff(sessions[awaited], prepend=-1)) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
         elif len(awaited):
-            due = _bar_ends(opens, market, opened, positions, timeframe)[awaited] <= closed_by
+            due = _bar_ends(opens, market, times, positions, timeframe)[awaited] <= closed_by
             if due.any():
                 outage = _gap(opens, awaited[: int(np.flatnonzero(due)[-1]) + 1])
                 ends[symbol] = replace(ends[symbol], state="outage", outage=outage)
@@ -327,9 +329,9 @@ def _runs(positions: np.ndarray[Any, Any]) -> list[np.ndarray[Any, Any]]:
     return np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1) if len(positions) else []
 
 
-def _timestamp(microseconds: np.int64) -> pd.Timestamp:
-    return pd.Timestamp(int(microseconds), unit="us", tz="UTC")
+def _timestamp(ticks: np.int64) -> pd.Timestamp:
+    return pd.Timestamp(int(ticks), unit="us", tz="UTC")
 
 
-def _utc(microseconds: Microseconds) -> pd.Series:
-    return pd.Series(microseconds.astype("datetime64[us]")).dt.tz_localize("UTC")
+def _utc(ticks: Microseconds) -> pd.Series:
+    return pd.Series(ticks.astype("datetime64[us]")).dt.tz_localize("UTC")

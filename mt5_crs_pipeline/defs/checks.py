@@ -78,7 +78,7 @@ _MINUTE = "%Y-%m-%d %H:%M"
 
 
 def check_bars(lake: Lake, months: Sequence[str], timeframe: str, *, pictured: bool = True) -> dg.AssetCheckResult:
-    """Result of BARS_CHECK on the files of `months`, with pictures of their bars."""
+    """Result of BARS_CHECK on the files of `months`, with pictures of their bars if it is to be `pictured`."""
     revisions = lake.read(MARKET_DATA, months, CLOSED_BAR_SCHEMA).to_pandas()
     revisions["file"] = np.repeat(np.array(months, dtype=object), [lake.row_count(MARKET_DATA, one) for one in months])
     latest = latest_revisions(revisions)
@@ -99,7 +99,7 @@ def check_bars(lake: Lake, months: Sequence[str], timeframe: str, *, pictured: b
 
 
 def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datetime]) -> dg.AssetCheckResult:
-    """Result of MARKET_CHECK on what was found of all symbols; gaps count where they begin in `window`."""
+    """Result of MARKET_CHECK on what was found of the symbols; gaps count where they begin in `window`."""
     inside = [one.within(*window) for one in found]
     outages = [one.symbol for one in inside if one.state == "outage"]
     gaps = [gap for one in inside for gap in one.gaps]

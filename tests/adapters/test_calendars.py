@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mt5_crs_pipeline.adapters.calendars import months_around, sessions
+from mt5_crs_pipeline.adapters.calendars import months_since_a_year_before, sessions
 from mt5_crs_pipeline.adapters.demo_bars import demo_bars
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.adapters.mt5 import read_bars
@@ -45,11 +45,11 @@ def test_new_york_is_open_from_9_30_to_16_00_shorter_before_holidays_and_not_on_
 )
 def test_a_run_looks_at_a_year_before_its_months_and_at_all_after(tmp_path: Path, month: str, first: str) -> None:
     lake = Lake(tmp_path)
-    assert months_around(lake, month) == []
+    assert months_since_a_year_before(month, lake) == []
     every = [f"{year}-{number:02d}" for year in range(2000, 2014) for number in range(1, 13)][:-9]
     for one in every:
         lake.write(MARKET_DATA, one, pa.table({"time": [one]}))
-    assert months_around(lake, month) == every[every.index(first) :]
+    assert months_since_a_year_before(month, lake) == every[every.index(first) :]
 
 
 @pytest.mark.parametrize("name", ["XKRX", "XTKS", "XHKG", "XSHG"])

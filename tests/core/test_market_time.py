@@ -278,6 +278,12 @@ def test_bars_that_no_session_owes_are_no_fault() -> None:
     assert (found.state, found.gaps, found.last) == ("current", (), at("2024-05-05"))
 
 
+@pytest.mark.parametrize(("now", "state"), [("2024-05-20", "current"), ("2024-05-22", "ended")])
+def test_a_symbol_without_a_bar_that_was_owed_has_ended_too_when_nobody_waits_for_it(now: str, state: str) -> None:
+    found = examined({"A": stamps("2024-05-04"), "B": weekdays("2024-05-02", now)}, now)
+    assert (found["A"].state, found["B"].state) == (state, "current")
+
+
 def test_each_symbol_is_held_against_its_own_calendar() -> None:
     weekdays_only = weekdays("2024-06-03", "2024-06-15")
     found = attendance(

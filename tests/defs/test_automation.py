@@ -373,6 +373,16 @@ def test_what_never_closes_is_retrained_every_day_and_hours_from_sunday_on(
     assert isinstance(tick(weekly, kept, "2024-06-13 00:30"), dg.RunRequest)
 
 
+@pytest.mark.parametrize(("ended", "answer"), [("2023-06", dg.RunRequest), ("2023-05", dg.SkipReason)])
+def test_what_ended_more_than_a_year_ago_is_waited_for_no_more(
+    settings: Settings, kept: dg.DagsterInstance, ended: str, answer: type
+) -> None:
+    stores = Stores(settings)
+    lake_of(stores, AAPL=WEEK, BTCUSD=pd.date_range(ended, periods=14, freq="D", tz="UTC", unit="us"))
+    retrained(kept, "2024-06-08 00:30:05")
+    assert isinstance(tick(stores, kept, "2024-06-09 00:30"), answer)
+
+
 def test_a_run_that_failed_or_a_bar_that_came_late_is_not_left_for_tuesday(
     settings: Settings, kept: dg.DagsterInstance
 ) -> None:

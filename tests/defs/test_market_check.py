@@ -7,6 +7,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
+from mt5_crs_pipeline.adapters.demo_bars import demo_bars
 from mt5_crs_pipeline.core.market_time import Attendance, Calendar, Gap
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
 from mt5_crs_pipeline.defs.checks import MARKET_CHECK, check_market_time
@@ -68,6 +69,20 @@ def test_a_hole_warns_in_the_run_of_its_month_and_in_no_other_and_stops_nothing(
     assert by_symbol(check)["AAPL"]["gaps"] == 0
     assert not run(settings, "2012-05", "2012-05").passed
     assert run(settings, "2012-06", "2012-06").passed
+
+
+def test_a_run_looks_at_the_symbols_of_the_year_before_its_months_and_after(settings: Settings) -> None:
+    bars = demo_bars()
+    year = bars["time"].dt.year
+    ibm, aapl = (bars["symbol"] == "IBM") & year.between(2009, 2011), (bars["symbol"] == "AAPL") & (year == 2009)
+    store(settings, bars[ibm | aapl])
+    for first, last, symbols in (
+        ("2009-01", "2011-12", ["AAPL", "IBM"]),
+        ("2010-12", "2011-12", ["AAPL", "IBM"]),
+        ("2011-01", "2011-01", ["IBM"]),
+        ("2009-05", "2009-05", ["AAPL", "IBM"]),
+    ):
+        assert sorted(by_symbol(run(settings, first, last))) == symbols
 
 
 def test_the_calendar_that_was_chosen_is_asked(settings: Settings) -> None:

@@ -6,7 +6,7 @@ import dagster as dg
 import pyarrow as pa
 
 from mt5_crs_pipeline.adapters.bar_store import quarantine, read_revisions
-from mt5_crs_pipeline.adapters.calendars import lake_attendance, months_around
+from mt5_crs_pipeline.adapters.calendars import lake_attendance, months_since_a_year_before
 from mt5_crs_pipeline.adapters.lake import EXTRACT, MARKET_DATA
 from mt5_crs_pipeline.core.backfill import contiguous_ranges
 from mt5_crs_pipeline.core.bars import (
@@ -75,10 +75,10 @@ def market_data_parquet(context: dg.AssetExecutionContext, stores: dg.ResourcePa
             quarantine(connection, rejected, source="table market_data")
     revisions = closed_revisions(extracted[reasons.isna()], stores.timeframe)
     changed = write_months(context, stores.lake, MARKET_DATA, revisions, CLOSED_BAR_SCHEMA, months)
-    around = months_around(stores.lake, min(context.partition_keys))
-    found = lake_attendance(stores.lake, around, stores.timeframe, stores.calendars, datetime.now(UTC))
+    seen = months_since_a_year_before(min(context.partition_keys), stores.lake)
+    found = lake_attendance(stores.lake, seen, stores.timeframe, stores.calendars, datetime.now(UTC))
     alert_outages(stores, found, context.run.run_id)
-    # Of a few changed months pictures would only take the place of those of all.
+    # Of the few months that a backfill reads they would show little, and take longer than the rest.
     pictured = changed_months(context) is None or {*months}.issuperset(stores.lake.months(MARKET_DATA))
     return dg.MaterializeResult(
         metadata=row_metadata(
