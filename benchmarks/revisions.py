@@ -28,14 +28,15 @@ from mt5_crs_pipeline.adapters.lake import MARKET_DATA
 from mt5_crs_pipeline.core.bars import BAR_COLUMNS, CLOSED_BAR_SCHEMA, OPTIONAL_COLUMNS
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
-from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.features import feast_online_store, technical_features
 from mt5_crs_pipeline.defs.automation import RUN_KEY_TAG, market_data_backfill, market_data_revision_sensor
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.standing import every_change_has_arrived
 from mt5_crs_pipeline.rebuild import rebuild_check
+from mt5_crs_pipeline.runner import dagster_instance
 from mt5_crs_pipeline.settings import Settings
 
-ASSETS = [market_data, market_data_parquet, feast_registry, technical_features, feast_online_store]
+ASSETS = [market_data, market_data_parquet, technical_features, feast_online_store]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REACH = PIPELINE_FEATURES.lookback - 1
 
@@ -140,9 +141,9 @@ def main() -> None:
     parser.add_argument("--corrections", type=int, default=1_000)
     parser.add_argument("--tick-bars", type=int, default=10_000_000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, dg.DagsterInstance.ephemeral() as instance:
+    with tempfile.TemporaryDirectory() as folder:
         settings = Settings(home=Path(folder) / "home", start="2014-01")
-        with Stores(settings).database.url() as url:
+        with Stores(settings).database.url() as url, dagster_instance(settings, url) as instance:
             bars = random_bars(arguments.symbols, arguments.years)
             ingest(url, bars, "D1", "start", NOW)
             automation = Automation(settings, instance)

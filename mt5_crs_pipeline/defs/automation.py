@@ -10,7 +10,7 @@ from mt5_crs_pipeline.adapters.calendars import has_news
 from mt5_crs_pipeline.core.backfill import Memory, Outcome, Request, ask, contiguous_ranges, months_between, settle
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
 from mt5_crs_pipeline.defs.assets.bars import market_data, market_data_parquet
-from mt5_crs_pipeline.defs.assets.features import feast_online_store, feast_registry, technical_features
+from mt5_crs_pipeline.defs.assets.features import feast_online_store, technical_features
 from mt5_crs_pipeline.defs.partitions import MONTH_FORMAT, MONTHS, changed_tag, range_tags
 from mt5_crs_pipeline.defs.resources import Stores
 from mt5_crs_pipeline.defs.standing import every_change_has_arrived
@@ -28,9 +28,8 @@ daily_retrain = dg.define_asset_job(
 
 market_data_backfill = dg.define_asset_job(
     "market_data_backfill",
-    selection=dg.AssetSelection.assets(
-        market_data, market_data_parquet, feast_registry, technical_features, feast_online_store
-    )
+    # What changes with the code alone is not touched by a bar.
+    selection=dg.AssetSelection.assets(market_data, market_data_parquet, technical_features, feast_online_store)
     - dg.AssetSelection.checks(every_change_has_arrived),
     description="Bars and features of the months that late or corrected bars reach.",
 )

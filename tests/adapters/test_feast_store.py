@@ -1,5 +1,6 @@
 """The real Feast on a real server, over a lake of real bars."""
 
+import contextlib
 import re
 import struct
 import time
@@ -24,7 +25,7 @@ from mt5_crs_pipeline.adapters.lake import MARKET_DATA, TECHNICAL_FEATURES, Lake
 from mt5_crs_pipeline.adapters.online_store import newest_in_lake
 from mt5_crs_pipeline.adapters.postgres import FEAST_SCHEMA, prepare_database
 from mt5_crs_pipeline.core.bars import CLOSED_BAR_SCHEMA, adjusted, close_time, month_of
-from mt5_crs_pipeline.core.errors import ConfigurationError
+from mt5_crs_pipeline.core.errors import ConfigurationError, FeaturesNotStoredError
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, feature_rows, feature_schema
 from mt5_crs_pipeline.core.features import get_feature_names
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, labelled_bars
@@ -149,6 +150,15 @@ def test_a_later_row_replaces_the_online_one_of_its_own_timeframe(url: str, feas
         assert_online_equals(store, newest(rows))
     store.close()
     assert len(query(url, "select 1 from pg_tables where tablename ~ 'technical_features$'")) == 2
+
+
+def test_online_rows_are_written_into_a_registry_that_nothing_was_applied_to(lake: Lake, url: str) -> None:
+    with contextlib.closing(FeastStore(url, "H4", lake.folder)) as store:
+        with pytest.raises(FeaturesNotStoredError):
+            store.online_rows(["AAPL"])
+        store.write_online(lambda: newest_in_lake(lake, lake.months(TECHNICAL_FEATURES)))
+        assert store.registered_feature_set() == PIPELINE_FEATURES.feature_set_hash
+        assert_online_equals(store, newest(ROWS))
 
 
 def test_a_closed_store_has_no_connection_left_and_opens_again(feast: FeastStore, url: str) -> None:
