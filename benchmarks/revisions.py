@@ -8,7 +8,9 @@ timed on ten million bars (`--tick-bars`).
 """
 
 import argparse
+import atexit
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -141,53 +143,57 @@ def main() -> None:
     parser.add_argument("--corrections", type=int, default=1_000)
     parser.add_argument("--tick-bars", type=int, default=10_000_000)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(home=Path(folder) / "home", start="2014-01")
-        with Stores(settings).database.url() as url, dagster_instance(settings, url) as instance:
-            bars = random_bars(arguments.symbols, arguments.years)
-            ingest(url, bars, "D1", "start", NOW)
-            automation = Automation(settings, instance)
-            began = time.perf_counter()
-            automation.catch_up()
-            whole = time.perf_counter() - began
-            print(f"{len(bars):,} bars of {arguments.symbols} symbols, all computed in {whole:.1f} s", flush=True)
+    folder = tempfile.mkdtemp()
+    # Dagster's storage holds the server until the process ends; what is registered first comes last.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    settings = Settings(home=Path(folder) / "home", start="2014-01")
+    if settings.database_url.get_secret_value():
+        parser.error("this fills a database: unset MT5_CRS_DATABASE_URL, so that it is one of its own")
+    with Stores(settings).database.url() as url, dagster_instance(settings, url) as instance:
+        bars = random_bars(arguments.symbols, arguments.years)
+        ingest(url, bars, "D1", "start", NOW)
+        automation = Automation(settings, instance)
+        began = time.perf_counter()
+        automation.catch_up()
+        whole = time.perf_counter() - began
+        print(f"{len(bars):,} bars of {arguments.symbols} symbols, all computed in {whole:.1f} s", flush=True)
 
-            recent = bars[bars["time"] >= bars["time"].max() - pd.Timedelta(days=20)]
-            for which, among in (("of the last weeks", recent), ("of any day", bars)):
-                times = []
-                for seed in range(5):
-                    ingest(url, corrected(among.sample(1, random_state=seed), seed), "D1", "one", NOW)
-                    began = time.perf_counter()
-                    (months,) = automation.catch_up()
-                    times.append(time.perf_counter() - began)
-                one = statistics.median(times)
-                print(f"one corrected bar {which}: {one:.2f} s, {whole / one:.0f} times less; {months}", flush=True)
+        recent = bars[bars["time"] >= bars["time"].max() - pd.Timedelta(days=20)]
+        for which, among in (("of the last weeks", recent), ("of any day", bars)):
+            times = []
+            for seed in range(5):
+                ingest(url, corrected(among.sample(1, random_state=seed), seed), "D1", "one", NOW)
+                began = time.perf_counter()
+                (months,) = automation.catch_up()
+                times.append(time.perf_counter() - began)
+            one = statistics.median(times)
+            print(f"one corrected bar {which}: {one:.2f} s, {whole / one:.0f} times less; {months}", flush=True)
 
-            before, stored = automation.runs, []
-            writer = threading.Thread(target=lambda: stored.append(corrections(settings, bars, arguments.corrections)))
-            began = time.perf_counter()
-            writer.start()
-            while writer.is_alive():
-                automation.catch_up()
-            writer.join()
+        before, stored = automation.runs, []
+        writer = threading.Thread(target=lambda: stored.append(corrections(settings, bars, arguments.corrections)))
+        began = time.perf_counter()
+        writer.start()
+        while writer.is_alive():
             automation.catch_up()
-            runs, took = automation.runs - before, time.perf_counter() - began
-            print(f"{arguments.corrections:,} corrections in 20 bursts: {runs} runs, {took:.1f} s", flush=True)
-            lake = automation.stores.lake
-            kept = lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
-            key = ["symbol", "time", "close"]
-            arrived = len(stored[0][key].merge(kept[key]).drop_duplicates())
-            found = rebuild_check(settings)
-            print(
-                f"{arrived:,} of them are in the lake; {found.equal} files equal a full rebuild,"
-                f" {len(found.waiting)} wait, {len(found.different)} differ",
-                flush=True,
-            )
-            ticks = tick_times(settings, arguments.tick_bars)
-            print(
-                f"a tick on {arguments.tick_bars:,} bars, 100 changed: {statistics.median(ticks):.1f} ms (median),"
-                f" {max(ticks):.1f} ms (worst of {len(ticks)})"
-            )
+        writer.join()
+        automation.catch_up()
+        runs, took = automation.runs - before, time.perf_counter() - began
+        print(f"{arguments.corrections:,} corrections in 20 bursts: {runs} runs, {took:.1f} s", flush=True)
+        lake = automation.stores.lake
+        kept = lake.read(MARKET_DATA, lake.months(MARKET_DATA), CLOSED_BAR_SCHEMA).to_pandas()
+        key = ["symbol", "time", "close"]
+        arrived = len(stored[0][key].merge(kept[key]).drop_duplicates())
+        found = rebuild_check(settings)
+        print(
+            f"{arrived:,} of them are in the lake; {found.equal} files equal a full rebuild,"
+            f" {len(found.waiting)} wait, {len(found.different)} differ",
+            flush=True,
+        )
+        ticks = tick_times(settings, arguments.tick_bars)
+        print(
+            f"a tick on {arguments.tick_bars:,} bars, 100 changed: {statistics.median(ticks):.1f} ms (median),"
+            f" {max(ticks):.1f} ms (worst of {len(ticks)})"
+        )
     sys.exit(arrived != len(stored[0]) or bool(found.waiting or found.different))
 
 

@@ -6,7 +6,9 @@ schemas. Bars and feature versions grow by what a day brings, Dagster's history 
 """
 
 import argparse
+import atexit
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -37,9 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cycles", type=int, default=250)
     cycles = parser.parse_args().cycles
-    with tempfile.TemporaryDirectory(prefix="soak") as folder:
-        os.environ["MT5_CRS_HOME"] = str(Path(folder) / "home")
-        run(cycles)
+    if load_settings().database_url.get_secret_value():
+        parser.error("this fills a database: unset MT5_CRS_DATABASE_URL, so that it is one of its own")
+    folder = tempfile.mkdtemp(prefix="soak")
+    # Dagster's storage holds the server until the process ends; what is registered first comes last.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["MT5_CRS_HOME"] = str(Path(folder) / "home")
+    run(cycles)
 
 
 def run(cycles: int) -> None:

@@ -123,11 +123,12 @@ class FeastStore:
     def write_online(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
         """Write the newest row per symbol of `candidates` to the online store, under the lock; see OnlineStore.write.
 
-        A registry without this feature set is made equal to the definitions first. Raises DatabaseUnavailableError or
-        DatabaseRefusedError, in one line, when a server does not play along.
+        Where this feature set, or the place for its rows, is not there, `apply` comes first. The write raises
+        DatabaseUnavailableError or DatabaseRefusedError, in one line, when a server does not play along.
         """
         with self._one_line_errors():
-            if self._online is None and self.registered_feature_set() != PIPELINE_FEATURES.feature_set_hash:
+            registered = self.registered_feature_set() == PIPELINE_FEATURES.feature_set_hash
+            if not (registered and self._online_store().is_prepared()):
                 self.apply()
             return self._online_store().write(candidates)
 

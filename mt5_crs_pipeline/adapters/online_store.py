@@ -33,7 +33,7 @@ _UTC_WITHOUT_ZONE: Final = pa.timestamp("us")
 # Any number does, as long as every writer of this package uses the same one.
 _WRITER_LOCK: Final = 0x6D7435
 # Half-empty pages: a row's new version fits beside the old one, so that no index entry has to be made for it.
-_FILL_PERCENT: Final = 45
+_FILL: Final = "fillfactor=45"
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,20 @@ class OnlineStore:
 
     def prepare(self) -> None:
         """Make rewriting rows cheap; a second call changes nothing."""
+        if not self.is_prepared():
+            with connected(self._url) as connection, connection.cursor() as cursor:
+                cursor.execute(SQL("alter table {} set (" + _FILL + ")").format(self._table()))
+
+    def is_prepared(self) -> bool:
+        """Say whether the rows have a place, and `prepare` has been there."""
         if self._in_redis:
-            return
-        setting = f"fillfactor={_FILL_PERCENT}"
+            return True
         with connected(self._url) as connection, connection.cursor() as cursor:
             cursor.execute(
                 "select %s = any(reloptions) from pg_class where oid = to_regclass(%s)",
-                (setting, f'{FEAST_SCHEMA}."{self._table_name()}"'),
+                (_FILL, f'{FEAST_SCHEMA}."{self._table_name()}"'),
             )
-            if cursor.fetchone() != (True,):
-                cursor.execute(SQL("alter table {} set (" + setting + ")").format(self._table()))
+            return cursor.fetchone() == (True,)
 
     def write(self, candidates: Callable[[], pa.Table]) -> OnlineWrite:
         """Write the newest row per symbol of `candidates`, except where the store has it, or one of a later event.

@@ -28,7 +28,7 @@ daily_retrain = dg.define_asset_job(
 
 market_data_backfill = dg.define_asset_job(
     "market_data_backfill",
-    # What changes with the code alone is not touched by a bar.
+    # Without feast_registry, which changes with the code alone: online rows are written where it is, or it is made.
     selection=dg.AssetSelection.assets(market_data, market_data_parquet, technical_features, feast_online_store)
     - dg.AssetSelection.checks(every_change_has_arrived),
     description="Bars and features of the months that late or corrected bars reach.",
