@@ -181,6 +181,7 @@ def test_bar_pictures_bear_no_bars_one_bar_many_symbols_and_bad_closes(draw: Cal
     wild = bars(days=300).assign(close=lambda frame: frame["close"] ** 8)
     for frame in (bars().iloc[:0], bars().iloc[:1], many, broken, flat, wild):
         assert size(draw(frame)) == (800, 350)
+    assert draw(many.sample(frac=1, random_state=1)) == draw(many)
 
 
 def test_drawing_changes_no_global_state_and_importing_loads_no_matplotlib() -> None:
