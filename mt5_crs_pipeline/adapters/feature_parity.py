@@ -16,7 +16,7 @@ from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES, RECORDED_AT, f
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP
 from mt5_crs_pipeline.core.parity import NOTHING_COMPARED, Parity, certificate, compare, sample
 
-# Besides the newest row of every symbol; as many again of versions that were superseded.
+# Besides the newest row of every symbol; as many again of those that were revised.
 OLDER_ROWS: Final = 200
 # Of the symbols whose online row was left alone.
 OTHERS_SERVED: Final = 50
@@ -39,19 +39,23 @@ class StoredMonths:
         """All versions of the feature rows; as a frame they would be there twice."""
         return self._lake.read(TECHNICAL_FEATURES, self.months, feature_schema())
 
+    def continued(self) -> list[str]:
+        """Symbols whose newest feature rows are of a later month."""
+        return self._lake.continued(TECHNICAL_FEATURES, self.months)
+
 
 def parity_of_lake(stored: StoredMonths) -> Parity:
-    """Compare the newest row of every symbol, older rows and old versions with fresh computations."""
+    """Compare the newest row of every symbol that ends in these months, other rows and revised ones with fresh ones."""
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
     keys = stored.features.select(["symbol", "time", RECORDED_AT]).to_pandas()
-    chosen = stored.features.take(sample(keys, OLDER_ROWS, seed=len(keys))).to_pandas()
+    chosen = stored.features.take(sample(keys, OLDER_ROWS, len(keys), stored.continued())).to_pandas()
     return compare(chosen, adjusted(stored.bars), PIPELINE_FEATURES)
 
 
 def parity_of_online_store(
     feast: FeastStore, lake: Lake, months: Sequence[str], left_alone: Collection[str] = ()
 ) -> Parity:
-    """Compare what the online store serves for every symbol in `months` with fresh computations of the bar it is of.
+    """Compare what the online store serves for every symbol that ends in `months` with fresh computations of its bar.
 
     Of those that were `left_alone` a sample is: the same or a newer row was compared when it was written.
     A row that is older than the symbol's newest one in `months`, or of no bar of the lake, counts as different.
@@ -61,6 +65,7 @@ def parity_of_online_store(
     columns = ["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]
     in_months = lake.read(TECHNICAL_FEATURES, months, feature_schema(), ["symbol", EVENT_TIMESTAMP]).to_pandas()
     newest = in_months.groupby("symbol")[EVENT_TIMESTAMP].max()
+    newest = newest.drop(lake.continued(TECHNICAL_FEATURES, months), errors="ignore")
     others = pd.Series(sorted(left_alone), dtype=object)
     some = others.sample(min(OTHERS_SERVED, len(others)), random_state=len(in_months))
     newest = newest.drop({*left_alone}.difference(some), errors="ignore")

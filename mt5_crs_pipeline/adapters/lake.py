@@ -54,6 +54,17 @@ class Lake:
         except (OSError, pa.ArrowException):
             return 0
 
+    def continued(self, stage: str, months: Sequence[str]) -> list[str]:
+        """Return the symbols of the last month of `stage`, if it is after `months`: their newest rows are not in these.
+
+        A symbol that went on after `months` and ended before that last month is not among them.
+        """
+        last = self.months(stage)[-1:]
+        if not last or last[0] <= max(months, default=""):
+            return []
+        symbols: list[str] = read_parquet(self.file(stage, last[0]), ["symbol"])["symbol"].unique().to_pylist()
+        return symbols
+
     def greatest(self, stage: str, column: str) -> Any:
         """Return the greatest value of a column of `stage`, as its files say without being read; None without any.
 

@@ -7,6 +7,7 @@ every value are compared.
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -37,17 +38,19 @@ class Parity:
 NOTHING_COMPARED: Final = Parity(rows=0, values=0, different=0, first_difference=None)
 
 
-def sample(rows: pd.DataFrame, older: int, seed: int) -> npt.NDArray[np.intp]:
-    """Return where the newest row of every symbol is, `older` random others, and as many superseded versions.
+def sample(rows: pd.DataFrame, older: int, seed: int, continued: Collection[str] = ()) -> npt.NDArray[np.intp]:
+    """Return where the newest row of every symbol is, `older` random others, and as many that were revised.
 
-    In the order of the key, which is symbol, time and recorded_at; the same for the same keys and seed.
+    Of those both versions count, what was superseded and what replaced it. Of a symbol that is `continued` elsewhere no
+    row is the newest. In the order of the key, which is symbol, time and recorded_at; the same for the same keys and
+    seed.
     """
     keys = rows[["symbol", "time", "recorded_at"]].reset_index(drop=True)
     keys = keys.sort_values(["symbol", "time", "recorded_at"], kind="stable")
-    newest = ~keys["symbol"].duplicated(keep="last").to_numpy()
-    superseded = keys.duplicated(["symbol", "time"], keep="last").to_numpy()
+    newest = ~(keys["symbol"].duplicated(keep="last") | keys["symbol"].isin(continued)).to_numpy()
+    revised = keys.duplicated(["symbol", "time"], keep=False).to_numpy()
     places = pd.Series(np.arange(len(keys)))
-    groups = [places[~newest & ~superseded], places[superseded]]
+    groups = [places[~newest & ~revised], places[~newest & revised]]
     chosen = [group.sample(min(older, len(group)), random_state=seed) for group in groups]
     found: npt.NDArray[np.intp] = keys.index.to_numpy()[pd.concat([places[newest], *chosen]).sort_values()]
     return found

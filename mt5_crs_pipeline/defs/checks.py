@@ -48,15 +48,16 @@ PARITY_CHECK = dg.AssetCheckSpec(
     "features_equal_a_fresh_computation",
     asset="technical_features",
     blocking=True,
-    description="The newest row of every symbol and a sample of older ones equal, to the last bit, what the bars behind"
-    " them give when computed alone and when fed one at a time.",
+    description="The newest row of every symbol, where it is of these months, and a sample of older and of revised ones"
+    " equal, to the last bit, what the bars behind them give when computed alone and when fed one at a time.",
 )
 ONLINE_CHECK = dg.AssetCheckSpec(
     "online_features_equal_a_fresh_computation",
     asset="feast_online_store",
     blocking=True,
-    description="What is served for every symbol that was written, and for a sample of those that have a newer row, is"
-    " its newest bar's features, equal to the last bit.",
+    description="What is served for every symbol that was written, and for a sample of those that had the same row or a"
+    " newer one, is its newest bar's features, equal to the last bit. Symbols that go on in later months are not looked"
+    " at.",
 )
 TRAINING_CHECK = dg.AssetCheckSpec(
     "training_rows_are_labelled_and_past",
@@ -138,7 +139,7 @@ def check_market_time(found: Sequence[Attendance], window: tuple[datetime, datet
 def check_features(stored: StoredMonths) -> dg.AssetCheckResult:
     """Result of FEATURES_CHECK on the features of the months and the bars they stand for."""
     key = ["symbol", EVENT_TIMESTAMP]
-    bars = latest_revisions(stored.bars)
+    bars = latest_revisions(stored.bars[[*key, "time", KNOWN_AT, RECORDED_AT]])
     versions = stored.features.select([*key, KNOWN_AT, RECORDED_AT, IS_COMPLETE]).to_pandas()
     is_whole = versions[IS_COMPLETE].to_numpy(dtype=bool, copy=True)
     for name in get_feature_names(PIPELINE_FEATURES):

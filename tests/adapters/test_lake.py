@@ -103,6 +103,13 @@ def test_the_greatest_of_a_column_is_told_without_reading_it(lake: Lake) -> None
         lake.greatest(MARKET_DATA, "absent")
 
 
+def test_symbols_of_the_last_month_go_on_after_all_others(lake: Lake) -> None:
+    fill(lake, pd.concat([made_up_bars(90, "A", first="2024-01-01"), made_up_bars(60, "B", first="2024-01-01")]))
+    assert lake.continued(MARKET_DATA, ["2024-02", "2024-01"]) == ["A"]
+    assert lake.continued(MARKET_DATA, ["2024-01", "2024-03"]) == lake.continued(MARKET_DATA, ["2024-04"]) == []
+    assert lake.continued("another", ["2024-01"]) == []
+
+
 def test_leftovers_and_other_files_are_no_months(lake: Lake) -> None:
     fill(lake, made_up_bars(3))
     for name in (".partial-x.parquet", "notes.txt", "x.parquet"):

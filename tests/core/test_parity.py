@@ -117,17 +117,22 @@ def test_every_version_is_compared_with_the_bars_as_they_were_when_it_was_record
     ).different
 
 
-def test_a_sample_covers_versions_that_were_superseded(bars: pd.DataFrame) -> None:
+def test_a_sample_covers_rows_that_were_revised_in_both_versions(bars: pd.DataFrame) -> None:
     again = bars.loc[[10]].assign(
         close=bars["low"], recorded_at=bars["recorded_at"].max(), known_at=bars["known_at"].max()
     )
     versions = feature_rows(pd.concat([bars, again], ignore_index=True), "D1", CONFIG)
-    superseded = versions.duplicated(["symbol", "time"], keep="last")
+    revised = versions[versions.duplicated(["symbol", "time"], keep=False)].index
     chosen = versions.take(sample(versions, older=7, seed=3))
     assert len(chosen) == 3 + 7 + 7
     assert not chosen.duplicated(["symbol", "time", "recorded_at"]).any()
-    old = versions[superseded].set_index(["symbol", "time", "recorded_at"]).index
-    assert chosen.set_index(["symbol", "time", "recorded_at"]).index.isin(old).sum() == 7
+    assert chosen.index.isin(revised).sum() == 7
+    assert {*revised} <= {*sample(versions, older=len(revised), seed=3)}
+
+
+def test_a_sample_has_no_newest_row_of_a_symbol_that_goes_on_elsewhere(stored: pd.DataFrame) -> None:
+    chosen = stored.take(sample(stored, older=0, seed=5, continued=["AAA", "CCC"]))
+    assert chosen[["symbol", "time"]].to_numpy().tolist() == [["BBB", stored["time"].max()]]
 
 
 def test_the_certificate_is_a_hash_of_all_it_says() -> None:
