@@ -266,7 +266,12 @@ def _of_calendar(
     slots, sessions, middles = expected["slot"].to_numpy(), expected["session"].to_numpy(), _middles(expected)
     opens, market = microseconds(expected["open"]), microseconds(expected["close"])
     closed_by = pd.Timestamp(now - ALLOWANCE).value // 1_000
+    # Most symbols of a market open at the same instants: what is found of one is found of all of them.
+    together: dict[bytes, list[str]] = {}
     for symbol, times in opened.items():
+        together.setdefault(times.tobytes(), []).append(symbol)
+    for symbol, *others in together.values():
+        times = opened[symbol]
         ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(times[-1]))
         there = _cover(times, middles, timeframe) if len(expected) else np.zeros(0, dtype=bool)
         positions = np.flatnonzero(there)
@@ -277,8 +282,8 @@ def _of_calendar(
         first, last = positions[0], positions[-1]
         there |= _in_daily_break(slots, there, first, last)
         missing[symbol] = first + np.flatnonzero(~there[first:last])
-        alive[first : last + 1] += 1
-        lacking[missing[symbol]] += 1
+        alive[first : last + 1] += 1 + len(others)
+        lacking[missing[symbol]] += 1 + len(others)
         awaited = last + 1 + np.flatnonzero(~there[last + 1 :])
         if np.count_nonzero(np.diff(sessions[awaited], prepend=-1)) > ENDED_AFTER_SESSIONS:
             ends[symbol] = replace(ends[symbol], state="ended")
@@ -288,15 +293,13 @@ def _of_calendar(
                 outage = _gap(opens, awaited[: int(np.flatnonzero(due)[-1]) + 1])
                 ends[symbol] = replace(ends[symbol], state="outage", outage=outage)
     holiday = _holidays(expected, 2 * (lacking - 1) > alive - 1)
+    for symbol, absent in missing.items():
+        gaps = tuple(_gap(opens, run) for run in _runs(absent[~holiday[absent]]))
+        ends[symbol] = replace(ends[symbol], gaps=gaps, holiday_bars=int(holiday[absent].sum()))
     return [
-        replace(
-            end,
-            gaps=tuple(_gap(opens, run) for run in _runs(missing[symbol][~holiday[missing[symbol]]])),
-            holiday_bars=int(holiday[missing[symbol]].sum()),
-        )
-        if symbol in missing
-        else end
-        for symbol, end in ends.items()
+        replace(ends[symbols[0]], symbol=symbol, calendar=calendars[symbol])
+        for symbols in together.values()
+        for symbol in symbols
     ]
 
 
