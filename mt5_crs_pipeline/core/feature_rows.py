@@ -11,6 +11,7 @@ import pyarrow as pa
 from mt5_crs_pipeline.core.bars import TIMESTAMP, adjusted, close_time
 from mt5_crs_pipeline.core.features import FeatureConfig, get_feature_names
 from mt5_crs_pipeline.core.features.frames import unfilled, write_features
+from mt5_crs_pipeline.core.features.operations import INPUTS
 from mt5_crs_pipeline.core.labels import EVENT_TIMESTAMP, FORWARD_RETURN, LABEL_TIME, SPREAD_SHARE, TARGET
 from mt5_crs_pipeline.core.panel import Rows
 from mt5_crs_pipeline.core.revisions import Revisions, States, microseconds, window_maximum
@@ -115,7 +116,8 @@ def _features(frame: pd.DataFrame, states: list[States], order: Rows, config: Fe
     values = unfilled(len(config.features), len(order))
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    bars = adjusted(frame)
+    # Only what is computed on is taken along.
+    bars = adjusted(frame)[["time", *INPUTS]]
     windows = 0
     for state in states:
         destination = np.full(len(state.rows), -1)
