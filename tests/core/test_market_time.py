@@ -299,6 +299,13 @@ def test_each_symbol_is_held_against_its_own_calendar() -> None:
     ]
 
 
+def test_symbols_with_the_same_bars_keep_what_is_known_of_their_calendars() -> None:
+    calendars = {"A": Calendar(FX, is_guess=True), "B": Calendar(FX, is_guess=False)}
+    bars = dict.fromkeys(calendars, microseconds(every("2024-06-03", "2024-06-08", "1D")))
+    found = attendance(bars, calendars, own_sessions, "D1", at("2024-06-15 00:30"))
+    assert {one.symbol: one.calendar for one in found} == calendars
+
+
 # ---------------------------------------------------------------- the guess and the choice
 
 
