@@ -27,7 +27,7 @@ class PipelineStorage(DagsterPostgresStorage):
         # Keeps connections open, as Dagster does in its webserver: a run over many months writes hundreds of events.
         for storage in (self.run_storage, self.event_log_storage, self.schedule_storage):
             storage.optimize_for_webserver(statement_timeout=600_000, pool_recycle=3600, max_overflow=20)
-        # Dagster reads the columns of its table of assets before most events; they stay while a process runs.
+        # Dagster asks for the columns of its table of assets whenever it reads of one; they stay while a process runs.
         event_log: Any = self.event_log_storage
         event_log.has_asset_key_col = functools.cache(event_log.has_asset_key_col)
 

@@ -40,12 +40,12 @@ class StoredMonths:
         return self._lake.read(TECHNICAL_FEATURES, self.months, feature_schema())
 
     def continued(self) -> list[str]:
-        """Symbols whose newest feature rows are of a later month."""
+        """Return the symbols that have feature rows in the lake's last month, if that is a later one."""
         return self._lake.continued(TECHNICAL_FEATURES, self.months)
 
 
 def parity_of_lake(stored: StoredMonths) -> Parity:
-    """Compare the newest row of every symbol that ends in these months, other rows and revised ones with fresh ones."""
+    """Compare the newest row of every symbol that is not continued, other rows and revised ones with fresh ones."""
     # The number of rows seeds the choice: equal data give an equal certificate, new data other rows.
     keys = stored.features.select(["symbol", "time", RECORDED_AT]).to_pandas()
     chosen = stored.features.take(sample(keys, OLDER_ROWS, len(keys), stored.continued())).to_pandas()
@@ -55,9 +55,10 @@ def parity_of_lake(stored: StoredMonths) -> Parity:
 def parity_of_online_store(
     feast: FeastStore, lake: Lake, months: Sequence[str], left_alone: Collection[str] = ()
 ) -> Parity:
-    """Compare what the online store serves for every symbol that ends in `months` with fresh computations of its bar.
+    """Compare what the online store serves for every symbol in `months` with fresh computations of the bar it is of.
 
-    Of those that were `left_alone` a sample is: the same or a newer row was compared when it was written.
+    Of those that were `left_alone` a sample is: the same or a newer row was compared when it was written. Those that go
+    on in the lake's last month are not in it, as no row of `months` is to be served of them.
     A row that is older than the symbol's newest one in `months`, or of no bar of the lake, counts as different.
     """
     if not months:
@@ -65,8 +66,7 @@ def parity_of_online_store(
     columns = ["symbol", "time", EVENT_TIMESTAMP, RECORDED_AT]
     in_months = lake.read(TECHNICAL_FEATURES, months, feature_schema(), ["symbol", EVENT_TIMESTAMP]).to_pandas()
     newest = in_months.groupby("symbol")[EVENT_TIMESTAMP].max()
-    newest = newest.drop(lake.continued(TECHNICAL_FEATURES, months), errors="ignore")
-    others = pd.Series(sorted(left_alone), dtype=object)
+    others = pd.Series(sorted({*left_alone}.difference(lake.continued(TECHNICAL_FEATURES, months))), dtype=object)
     some = others.sample(min(OTHERS_SERVED, len(others)), random_state=len(in_months))
     newest = newest.drop({*left_alone}.difference(some), errors="ignore")
     if newest.empty:

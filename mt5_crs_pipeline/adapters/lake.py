@@ -57,7 +57,8 @@ class Lake:
     def continued(self, stage: str, months: Sequence[str]) -> list[str]:
         """Return the symbols of the last month of `stage`, if it is after `months`: their newest rows are not in these.
 
-        A symbol that went on after `months` and ended before that last month is not among them.
+        A symbol that went on after `months` and ended before that last month is not among them. Raises DamagedFileError
+        when the last month cannot be read.
         """
         last = self.months(stage)[-1:]
         if not last or last[0] <= max(months, default=""):

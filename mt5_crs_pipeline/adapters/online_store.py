@@ -55,20 +55,19 @@ def newest_rows(rows: pa.Table) -> pa.Table:
     return rows.take(newest["row"].to_arrow())
 
 
-def newest_in_lake(lake: Lake, months: Sequence[str], leave_out: Collection[str] = ()) -> pa.Table:
+def newest_in_lake(lake: Lake, months: Sequence[str]) -> pa.Table:
     """Return the newest version of the newest feature row in `months` of every symbol that has one, sorted by symbol.
 
-    Without the symbols to `leave_out`. Read from the last month back, a month at a time, and whole only where a symbol
-    has its first row.
+    Read from the last month back, a month at a time, and whole only where a symbol has its first row.
     """
     found = [feature_schema().empty_table()]
-    seen = pa.array(leave_out, pa.string())
+    seen = pa.array([], pa.string())
     for month in sorted(months, reverse=True):
         symbols = lake.read(TECHNICAL_FEATURES, [month], feature_schema(), ["symbol"])["symbol"]
         if not pc.all(pc.is_in(symbols, seen), min_count=0).as_py():
             rows = newest_rows(lake.read(TECHNICAL_FEATURES, [month], feature_schema()))
             found.append(rows.filter(pc.invert(pc.is_in(rows["symbol"], seen))))
-            seen = pa.concat_arrays([seen, found[-1]["symbol"].combine_chunks()])
+            seen = pa.concat_tables(found)["symbol"].combine_chunks()
     return pa.concat_tables(found).sort_by("symbol")
 
 

@@ -5,6 +5,7 @@ are made here, "fx" and "24/7"; those of exchanges are handed in as sessions too
 microseconds since 1970 in UTC: arrays of numbers, for a thousand symbols are a thousand of them.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -269,7 +270,7 @@ def _of_calendar(
     # Most symbols of a market open at the same instants: what is found of one is found of all of them.
     together: dict[bytes, list[str]] = {}
     for symbol, times in opened.items():
-        together.setdefault(times.tobytes(), []).append(symbol)
+        together.setdefault(hashlib.blake2b(times.data).digest(), []).append(symbol)
     for symbol, *others in together.values():
         times = opened[symbol]
         ends[symbol] = Attendance(symbol, calendars[symbol], "current", _timestamp(times[-1]))

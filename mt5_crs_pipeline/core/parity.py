@@ -41,9 +41,9 @@ NOTHING_COMPARED: Final = Parity(rows=0, values=0, different=0, first_difference
 def sample(rows: pd.DataFrame, older: int, seed: int, continued: Collection[str] = ()) -> npt.NDArray[np.intp]:
     """Return where the newest row of every symbol is, `older` random others, and as many that were revised.
 
-    Of those both versions count, what was superseded and what replaced it. Of a symbol that is `continued` elsewhere no
-    row is the newest. In the order of the key, which is symbol, time and recorded_at; the same for the same keys and
-    seed.
+    Of those any version may be drawn, what was superseded and what replaced it. Of a symbol that is `continued`
+    elsewhere no row is the newest. In the order of the key, which is symbol, time and recorded_at; the same for the
+    same keys and seed.
     """
     keys = rows[["symbol", "time", "recorded_at"]].reset_index(drop=True)
     keys = keys.sort_values(["symbol", "time", "recorded_at"], kind="stable")

@@ -48,16 +48,17 @@ PARITY_CHECK = dg.AssetCheckSpec(
     "features_equal_a_fresh_computation",
     asset="technical_features",
     blocking=True,
-    description="The newest row of every symbol, where it is of these months, and a sample of older and of revised ones"
-    " equal, to the last bit, what the bars behind them give when computed alone and when fed one at a time.",
+    description="The newest row of every symbol, unless it goes on in the last month there is, and a sample of older"
+    " and of revised ones equal, to the last bit, what the bars behind them give when computed alone and when fed one"
+    " at a time.",
 )
 ONLINE_CHECK = dg.AssetCheckSpec(
     "online_features_equal_a_fresh_computation",
     asset="feast_online_store",
     blocking=True,
     description="What is served for every symbol that was written, and for a sample of those that had the same row or a"
-    " newer one, is its newest bar's features, equal to the last bit. Symbols that go on in later months are not looked"
-    " at.",
+    " newer one, is its newest bar's features, equal to the last bit. A symbol that was left alone and goes on in the"
+    " last month there is, is not in the sample.",
 )
 TRAINING_CHECK = dg.AssetCheckSpec(
     "training_rows_are_labelled_and_past",

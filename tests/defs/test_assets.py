@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from mt5_crs_pipeline.adapters import feature_parity, promotion
+from mt5_crs_pipeline.adapters.feature_parity import StoredMonths, parity_of_lake
 from mt5_crs_pipeline.adapters.lake import MARKET_DATA, Lake
 from mt5_crs_pipeline.core.backfill import months_between
 from mt5_crs_pipeline.core.feature_rows import PIPELINE_FEATURES
@@ -141,26 +142,39 @@ def test_a_backfill_of_some_months_draws_nothing_in_place_of_the_pictures_of_all
         assert check.passed and {"closes", "coverage"}.issubset(check.metadata) == drawn
 
 
-def test_a_row_goes_online_with_the_months_that_have_the_newest_and_once(
+def test_months_go_online_in_any_order_and_the_newest_row_stays(
     stores: Stores, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     materialize(stores, FEATURES)
-    may, year = (
+    may, june, year = (
         metadata(materialize(stores, [feast_online_store], first, last), "feast_online_store")
-        for first, last in (("2012-05", "2012-05"), (FIRST, LAST))
+        for first, last in (("2012-05", "2012-05"), ("2012-06", "2012-06"), (FIRST, LAST))
     )
-    assert (may["dagster/row_count"], may["left_alone"], may["newest"]) == (0, 0, [])
-    expected = {symbol: bars_of(symbol, FIRST, "2013-01-01")["time"].max() + pd.Timedelta(days=1) for symbol in SYMBOLS}
-    assert year["newest"] == [f"{symbol} {time.isoformat()}" for symbol, time in sorted(expected.items())]
-    assert (year["dagster/row_count"], year["left_alone"]) == (len(SYMBOLS), 0)
+    for told, until in ((may, "2012-06-01"), (june, "2012-07-01"), (year, "2013-01-01")):
+        expected = {
+            symbol: bars_of(symbol, "2012-01-01", until)["time"].max() + pd.Timedelta(days=1) for symbol in SYMBOLS
+        }
+        assert told["newest"] == [f"{symbol} {time.isoformat()}" for symbol, time in sorted(expected.items())]
+        assert (told["dagster/row_count"], told["left_alone"]) == (len(SYMBOLS), 0)
     monkeypatch.setattr(feature_parity, "OTHERS_SERVED", 2)
-    run = materialize(stores, [feast_online_store], LAST, LAST)
-    (served,) = run.get_asset_check_evaluations()
-    assert served.passed and served.metadata["rows"].value == 2
-    again = metadata(run, "feast_online_store")
-    assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), [])
+    # Of what is left alone in the last month a sample is compared; in earlier ones nothing is to be served.
+    for month, compared in ((LAST, 2), ("2012-05", 0)):
+        run = materialize(stores, [feast_online_store], month, month)
+        (served,) = run.get_asset_check_evaluations()
+        assert served.passed and served.metadata["rows"].value == compared
+        again = metadata(run, "feast_online_store")
+        assert (again["dagster/row_count"], again["left_alone"], again["newest"]) == (0, len(SYMBOLS), [])
     nothing = metadata(materialize(stores, [feast_online_store], "2001-01", "2001-01"), "feast_online_store")
     assert (nothing["dagster/row_count"], nothing["left_alone"]) == (0, 0)
+
+
+def test_the_newest_rows_are_proved_where_the_symbols_do_not_go_on(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    materialize(stores, FEATURES)
+    monkeypatch.setattr(feature_parity, "OLDER_ROWS", 0)
+    for month, compared in ((LAST, len(SYMBOLS)), ("2012-05", 0)):
+        assert parity_of_lake(StoredMonths(stores.lake, [month])).rows == compared
 
 
 def test_with_a_redis_url_the_online_rows_are_there_and_the_password_is_nowhere(

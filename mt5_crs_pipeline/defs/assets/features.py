@@ -112,12 +112,12 @@ def _refuse_a_hole(stores: Stores, revisions: pd.DataFrame, months: Sequence[str
 )
 @step
 def feast_online_store(context: dg.AssetExecutionContext, stores: dg.ResourceParam[Stores]) -> dg.MaterializeResult:
-    """Newest feature row of every symbol, if it is of these months, online unless it or a newer one is there."""
-    months, lake = context.partition_keys, stores.lake
+    """Newest feature row of every symbol that has bars in these months, online unless it or a newer one is there."""
+    months = context.partition_keys
     with stores.feast() as feast:
         # Read inside the writer's lock, so that no row read before a correction replaces it.
-        online = feast.write_online(lambda: newest_in_lake(lake, months, lake.continued(TECHNICAL_FEATURES, months)))
-        parity = parity_of_online_store(feast, lake, months, online.left_alone)
+        online = feast.write_online(lambda: newest_in_lake(stores.lake, months))
+        parity = parity_of_online_store(feast, stores.lake, months, online.left_alone)
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(online.written),
