@@ -6,7 +6,9 @@ from typing import Any
 
 import dagster as dg
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from mt5_crs_pipeline.adapters import pictures
 from mt5_crs_pipeline.adapters.feature_parity import StoredMonths
@@ -142,10 +144,10 @@ def check_features(stored: StoredMonths) -> dg.AssetCheckResult:
     key = ["symbol", EVENT_TIMESTAMP]
     bars = latest_revisions(stored.bars[[*key, "time", KNOWN_AT, RECORDED_AT]])
     versions = stored.features.select([*key, KNOWN_AT, RECORDED_AT, IS_COMPLETE]).to_pandas()
-    is_whole = versions[IS_COMPLETE].to_numpy(dtype=bool, copy=True)
-    for name in get_feature_names(PIPELINE_FEATURES):
-        is_whole &= ~np.isnan(stored.features[name].to_numpy())
-    rows = versions.assign(is_whole=is_whole).sort_values(RECORDED_AT, kind="stable")
+    # A file at a time, where a column is not copied to be looked at.
+    is_whole = [_is_whole(batch) for batch in stored.features.to_batches()]
+    rows = versions.assign(is_whole=np.concatenate([np.empty(0, dtype=np.bool_), *is_whole]))
+    rows = rows.sort_values(RECORDED_AT, kind="stable")
     rows = rows.drop_duplicates(key, keep="last")
     history = bars.groupby("symbol").cumcount() + 1
     bars = bars.assign(has_history=history >= PIPELINE_FEATURES.lookback)[month_of(bars["time"]).isin(stored.months)]
@@ -161,6 +163,14 @@ def check_features(stored: StoredMonths) -> dg.AssetCheckResult:
             "repeated": versions.duplicated([*key, KNOWN_AT, RECORDED_AT]),
         },
     )
+
+
+def _is_whole(rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Return for each row whether it says that it is complete, and is."""
+    whole: npt.NDArray[np.bool_] = rows[IS_COMPLETE].to_numpy(zero_copy_only=False).astype(np.bool_)
+    for name in get_feature_names(PIPELINE_FEATURES):
+        whole &= ~np.isnan(rows[name].to_numpy(zero_copy_only=False))
+    return whole
 
 
 def check_parity(spec: dg.AssetCheckSpec, parity: Parity, certificate: dict[str, Any]) -> dg.AssetCheckResult:

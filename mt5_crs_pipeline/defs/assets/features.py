@@ -1,6 +1,7 @@
 """Features: registered, computed, served."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import dagster as dg
 import pandas as pd
@@ -51,8 +52,11 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
     _refuse_a_hole(stores, stored.bars, months)
     rows = feature_rows(stored.bars, stores.timeframe, since=window(months)[0])
     changed = write_months(context, stores.lake, TECHNICAL_FEATURES, rows, feature_schema(), months)
-    # From here on the features are read, as they lie on the disk now.
-    parity = parity_of_lake(stored)
+    # From here on the features are read, as they lie on the disk now; once, before two threads ask for them.
+    _ = stored.features
+    with ThreadPoolExecutor(2) as pool:
+        proof, complete = pool.submit(parity_of_lake, stored), pool.submit(check_features, stored)
+    parity = proof.result()
     return dg.MaterializeResult(
         metadata=row_metadata(
             len(rows),
@@ -64,7 +68,7 @@ def technical_features(context: dg.AssetExecutionContext, stores: dg.ResourcePar
             warm_up_rows=int((~rows[IS_COMPLETE]).sum()),
         ),
         check_results=[
-            check_features(stored),
+            complete.result(),
             check_parity(PARITY_CHECK, parity, certify(parity)),
         ],
     )
